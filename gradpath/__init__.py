@@ -1,0 +1,3 @@
+"""gradpath: a gradient through everything."""
+
+__version__ = "0.1.0"
