@@ -1,0 +1,171 @@
+"""Launching Warp kernels from torch: element types, dtype specializations, streams, CPU threads.
+
+Part of `gradpath.kernels`, which exports these names.
+"""
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import torch
+import warp as wp
+
+from gradpath.errors import InputError, ShapeError
+
+if wp.config.log_level == wp.LOG_INFO:  # Warp's default: a line on standard output for every module it loads
+    wp.config.log_level = wp.LOG_WARNING
+
+SCALARS: dict[torch.dtype, Any] = {torch.float32: wp.float32, torch.float64: wp.float64}
+
+# Trailing torch axes of one array element.
+ELEMENT_SHAPES: dict[str, tuple[int, ...]] = {
+    "scalar": (),
+    "int32": (),
+    "vec2": (2,),
+    "vec3": (3,),
+    "vec4": (4,),
+    "quat": (4,),
+    "transform": (7,),
+    "mat33": (3, 3),
+}
+
+Factory = Callable[[Any], wp.Kernel]
+
+
+def element_type(element: str, scalar: Any) -> Any:
+    """Return the Warp type of an element name ("vec3", "transform", ...) with components of type `scalar`."""
+    if element == "scalar":
+        return scalar
+    if element == "int32":
+        return wp.int32
+    if element == "quat":
+        return wp.types.quaternion(scalar)
+    if element == "transform":
+        return wp.types.transformation(scalar)
+    if element == "mat33":
+        return wp.types.matrix((3, 3), scalar)
+    if element in ("vec2", "vec3", "vec4"):
+        return wp.types.vector(int(element[-1]), scalar)
+    raise InputError(f"unknown element type {element!r}; the known ones are {', '.join(ELEMENT_SHAPES)}")
+
+
+@functools.cache
+def specialize(make: Factory, dtype: torch.dtype) -> wp.Kernel:
+    """Return the kernel that the factory `make` builds for a torch float dtype; built once per dtype.
+
+    Raises:
+        ShapeError: `dtype` is neither torch.float32 nor torch.float64.
+    """
+    if dtype not in SCALARS:
+        raise ShapeError(
+            f"kernels run in torch.float32 or torch.float64, got {dtype}; convert the tensors with .to()"
+        )
+    wp.init()
+    return make(SCALARS[dtype])
+
+
+def array(tensor: torch.Tensor, dtype: Any) -> wp.array:
+    """Wrap a contiguous torch tensor as a Warp array of element type `dtype`, sharing its memory.
+
+    Raises:
+        ShapeError: the tensor is not contiguous; the kernel would read other elements than torch shows.
+    """
+    if not tensor.is_contiguous():
+        raise ShapeError(
+            f"a kernel needs contiguous memory, got strides {tensor.stride()}; call .contiguous() first"
+        )
+    wp.init()
+    return cast(wp.array, wp.from_torch(tensor.detach(), dtype=dtype, requires_grad=False))
+
+
+@functools.cache
+def _wrap_stream(device: torch.device, handle: int) -> wp.Stream:
+    return wp.stream_from_torch(torch.cuda.current_stream(device))
+
+
+def _current_stream(device: torch.device) -> wp.Stream | None:
+    """Torch's current stream. Asked for at every launch: autograd runs backward passes in its own thread."""
+    if device.type != "cuda":
+        return None
+    return _wrap_stream(device, torch.cuda.current_stream(device).cuda_stream)
+
+
+def launch(
+    kernel: wp.Kernel,
+    dim: int | Sequence[int],
+    args: Sequence[Any],
+    device: torch.device,
+    adjoint: Sequence[Any] | None = None,
+    block_dim: int | None = None,
+) -> None:
+    """Launch `kernel` on torch's current stream (CUDA) or in the calling thread (CPU); never on a Warp tape.
+
+    Args:
+        kernel: The kernel, from `specialize`.
+        dim: Number of threads, or a tuple of them.
+        args: All kernel arguments in order.
+        device: The torch device that owns the arrays.
+        adjoint: When given, runs the adjoint kernel, which adds into these gradient arrays: one entry per
+            argument, None for an array without gradient, 0 for a scalar. Those of outputs may be overwritten.
+        block_dim: Threads per block on CUDA.
+    """
+    wp.launch(
+        kernel,
+        dim,
+        inputs=list(args),
+        adj_inputs=[] if adjoint is None else list(adjoint),
+        adjoint=adjoint is not None,
+        device=wp.device_from_torch(device),
+        stream=_current_stream(device),
+        record_tape=False,
+        block_dim=block_dim,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _thread_pool(process: int) -> ThreadPoolExecutor:
+    """One pool per process: a forked child inherits the object but none of its threads."""
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="gradpath-kernel")
+
+
+def launch_worlds(
+    kernel: wp.Kernel,
+    worlds: int,
+    args: Sequence[Any],
+    device: torch.device,
+    dim: Sequence[int] = (),
+    block_dim: int | None = None,
+) -> None:
+    """Launch `kernel` over all worlds, split over `torch.get_num_threads()` threads on the CPU.
+
+    The first argument of the kernel is `first: int`, passed by this function; its world is `first` plus the
+    first thread index. Worlds must not write to common memory: additions on the CPU are not atomic.
+
+    Args:
+        kernel: The kernel, from `specialize`.
+        worlds: Number of worlds B.
+        args: The kernel arguments after `first`.
+        device: The torch device that owns the arrays.
+        dim: Further launch axes after the world.
+        block_dim: Threads per block on CUDA.
+    """
+    if worlds == 0 or 0 in dim:
+        return
+    parts = min(torch.get_num_threads(), worlds) if device.type == "cpu" else 1
+    if parts == 1:
+        launch(kernel, (worlds, *dim), (0, *args), device, block_dim=block_dim)
+        return
+    kernel.module.load("cpu")  # compiling is for one thread
+    bounds = [worlds * part // parts for part in range(parts + 1)]
+
+    def run(first: int, end: int) -> None:
+        launch(kernel, (end - first, *dim), (first, *args), device, block_dim=block_dim)
+
+    pool = _thread_pool(os.getpid())
+    others = [pool.submit(run, first, end) for first, end in itertools.pairwise(bounds[1:])]
+    run(bounds[0], bounds[1])
+    for other in others:
+        other.result()
