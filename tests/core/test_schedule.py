@@ -1,0 +1,100 @@
+from functools import cache
+
+import pytest
+
+from gradpath import schedule
+from gradpath.errors import BudgetError, InputError
+
+
+@cache
+def fewest_by_search(length: int, snapshots: int) -> int:
+    """Dynamic programming over every place where the next snapshot can go."""
+    if length == 1:
+        return 0
+    if snapshots == 1:
+        return length * (length - 1) // 2
+    return min(
+        m + fewest_by_search(length - m, snapshots - 1) + fewest_by_search(m, snapshots)
+        for m in range(1, length)
+    )
+
+
+def replay(plan: schedule.Schedule) -> list[int]:
+    """Run a schedule on step numbers alone; returns the order in which steps are reversed."""
+    held: set[int] = set()
+    taped: list[int] = []
+    reversed_steps: list[int] = []
+    position: int | None = 0
+    kept: int | None = None
+    for number, action in enumerate(plan.actions):
+        if number == len(plan.forward):
+            assert position == plan.length, "the forward pass must reach the end"
+            position = kept
+        if action.kind == "snapshot":
+            assert position == action.start and action.start not in held
+            held.add(action.start)
+        elif action.kind == "hold":
+            assert position == action.start
+            kept = position
+        elif action.kind == "free":
+            held.remove(action.start)
+        elif action.kind == "restore":
+            assert action.start in held
+            position = action.start
+        elif action.kind in ("advance", "tape"):
+            assert position == action.start < action.stop
+            position = action.stop
+            if action.kind == "tape":
+                taped.extend(range(action.start, action.stop))
+        else:
+            steps = list(range(action.start, action.stop))
+            assert taped[-len(steps) :] == steps
+            del taped[-len(steps) :]
+            reversed_steps.extend(reversed(steps))
+    assert not held and not taped
+    return reversed_steps
+
+
+@pytest.mark.parametrize("snapshots", range(1, 9))
+def test_binomial_is_valid_and_needs_the_fewest_steps(snapshots):
+    for length in range(1, 61):
+        plan = schedule.binomial(length, snapshots)
+        assert replay(plan) == list(reversed(range(length)))
+        assert plan.peak_snapshots <= snapshots
+        best = fewest_by_search(length, snapshots)
+        assert schedule.fewest_extra_steps(length, snapshots) == best
+        assert plan.extra_steps == best + 1
+
+
+@pytest.mark.parametrize(
+    ("length", "snapshots", "extra"),
+    [(100, 5, 316), (100, 10, 222), (100, 20, 178), (1000, 5, 6284), (1000, 10, 3636), (1000, 20, 2747)],
+)
+def test_known_counts(length, snapshots, extra):
+    plan = schedule.binomial(length, snapshots)
+    assert plan.step_calls == length + extra + 1
+    assert plan.extra_steps == extra + 1
+    assert replay(plan) == list(reversed(range(length)))
+
+
+def test_keep_all_runs_each_step_once():
+    plan = schedule.keep_all(7)
+    assert replay(plan) == list(reversed(range(7)))
+    assert plan.step_calls == 7 and plan.extra_steps == 0 and plan.peak_snapshots == 0
+
+
+def test_prints_its_numbers():
+    text = str(schedule.binomial(100, 10))
+    assert "10 of 10 snapshots" in text and "323 step calls" in text and "223 of them extra" in text
+    assert str(schedule.Action("advance", 3, 9)) == "advance 3..8"
+    assert str(schedule.Action("snapshot", 3, 4)) == "snapshot 3"
+    assert schedule.binomial(4, 4).counts() == {
+        "snapshot": 4, "advance": 4, "restore": 4, "tape": 4, "reverse": 4, "free": 4
+    }  # fmt: skip
+
+
+def test_refuses_what_cannot_work():
+    with pytest.raises(BudgetError, match=r"memory=0.*at least 1 snapshot"):
+        schedule.binomial(5, 0)
+    with pytest.raises(InputError, match="length=0"):
+        schedule.keep_all(0)
