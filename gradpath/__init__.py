@@ -1,3 +1,38 @@
 """gradpath: a gradient through everything."""
 
+from gradpath.contract import Contract
+from gradpath.errors import (
+    BudgetError,
+    CaptureError,
+    ContractError,
+    GradpathError,
+    InputError,
+    LoadError,
+    NonFiniteError,
+    ShapeError,
+    WireError,
+)
+from gradpath.mode import current_mode, mode
+from gradpath.pipeline import Pipeline
+from gradpath.stage import Stage, check_finite, observe
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "CaptureError",
+    "Contract",
+    "ContractError",
+    "GradpathError",
+    "InputError",
+    "LoadError",
+    "NonFiniteError",
+    "Pipeline",
+    "ShapeError",
+    "Stage",
+    "WireError",
+    "check_finite",
+    "current_mode",
+    "mode",
+    "observe",
+]
