@@ -12,6 +12,7 @@ from gradpath.errors import (
     ShapeError,
     WireError,
 )
+from gradpath.losses import Losses, LossValues
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
 from gradpath.stage import Stage, check_finite, observe
@@ -26,6 +27,8 @@ __all__ = [
     "GradpathError",
     "InputError",
     "LoadError",
+    "LossValues",
+    "Losses",
     "NonFiniteError",
     "Pipeline",
     "ShapeError",
