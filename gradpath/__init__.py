@@ -16,6 +16,7 @@ from gradpath.losses import Losses, LossValues
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
 from gradpath.stage import Stage, check_finite, observe
+from gradpath.storage import TrainState, load, load_train_state, save
 
 __version__ = "0.1.0"
 
@@ -33,9 +34,13 @@ __all__ = [
     "Pipeline",
     "ShapeError",
     "Stage",
+    "TrainState",
     "WireError",
     "check_finite",
     "current_mode",
+    "load",
+    "load_train_state",
     "mode",
     "observe",
+    "save",
 ]
