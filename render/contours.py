@@ -278,7 +278,7 @@ def make(scalar):
 
     @wp.func
     def coverages(depths: vec3, distances: vec4, sums: vec4, radius: scalar):
-        """Coverage of fringe 0, layer 0, fringe 1, layer 1 (the order of compositing), and their derivatives by distance."""
+        """Coverage of fringe 0, layer 0, fringe 1, layer 1, and their derivatives by distance."""
         f0, df0 = profile(-distances[2], radius)
         l0, dl0 = profile(distances[0], radius)
         f1, df1 = profile(-distances[3], radius)

@@ -1,0 +1,306 @@
+"""Fly a quadrotor through clutter: depth pixels to thrust and body rates, trained through physics and renderer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+import gradpath as gp
+from gradpath import perception, planners, render, sim
+from gradpath.examples.flight_worlds import COURSE, Worlds, draw_worlds, drawn_meshes, solid_shapes
+from gradpath.task import Task, TrainOptions, rate
+
+if TYPE_CHECKING:
+    from gradpath.figures import Figure
+
+RADIUS = 0.15  # of the drone [m]
+CLEARANCE_MARGIN = 0.35  # distance from which the loss begins to push [m]
+EVALUATION_SEED = 20_000  # no training world is drawn from it
+MASS = 1.0  # [kg]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlightOptions(TrainOptions):
+    """Options of the flight task."""
+
+    iterations: int = 120
+    clip_norm: float | None = 1.0
+    speed: float = 3.0
+    """Speed along the course [m/s]."""
+    seconds: float = 10.0
+    """Time limit [s]."""
+    control_rate: float = 12.0
+    """Images and commands per second [1/s]."""
+    height: int = 24
+    """Rows of the depth image."""
+    width: int = 32
+    """Columns of the depth image."""
+    features: int = 96
+    """Size of the policy's memory."""
+    noise: float = 0.01
+    """Standard deviation of the sensor's noise, in units of nearest over measured depth."""
+    memory: str = "all"
+    """What the time loop keeps: "all", or a number of snapshots."""
+    decay: float = 1.0
+    """Share of the gradient that is left after each second that it travels back in time; 1 is the exact gradient."""
+    renderer_gradient: Literal["full", "decayed", "off"] = "full"
+    """Gradient through the camera to the body's pose; anything but full is an ablation."""
+    evaluation_worlds: int = 200
+    """Unseen worlds in the evaluation."""
+
+    @property
+    def length(self) -> int:
+        """Control steps in a flight."""
+        return round(self.seconds * self.control_rate)
+
+
+class GradientGate(gp.Stage):
+    """The identity, with a factor on the gradient; for ablations.
+
+    Args:
+        factor: What the gradient is multiplied with; 0 stops it.
+
+    Inputs: `pose` (B, 7). Outputs: `pose` (B, 7). Gradients: scaled by the factor.
+    """
+
+    contract = gp.Contract(inputs={"pose": "B 7"}, outputs={"pose": "B 7"}, gradient="surrogate")
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, pose: Tensor) -> Tensor:
+        """Return the pose."""
+        return pose.detach() + self.factor * (pose - pose.detach())
+
+
+def build_step(
+    options: FlightOptions,
+    *,
+    blind: bool = False,
+    stages: Mapping[str, gp.Stage] | None = None,
+) -> gp.Pipeline:
+    """One control step: see, encode, plan, control, fly, measure.
+
+    Args:
+        options: Sizes and rates.
+        blind: Put a blindfold between camera and sensor.
+        stages: Stages to use in place of fresh ones, by name.
+    """
+    meshes, counts = drawn_meshes()
+    shapes, _ = solid_shapes()
+    fresh: dict[str, gp.Stage] = {
+        "camera": render.DepthCamera(
+            render.Scene(meshes, counts),
+            options.height,
+            options.width,
+            field_of_view=math.radians(90.0),
+            far=12.0,
+        ),
+        "sensor": perception.DepthSensor(min_range=0.3, max_range=12.0, noise=options.noise),
+        "target": planners.FlyTowards(options.speed),
+        "motion": perception.MotionEstimate(options.speed),
+        "encode": perception.DepthEncoder(
+            options.height, options.width, features=options.features, channels=(16, 32, 32)
+        ),
+        "plan": planners.Policy(options.features, low=(-6.0, -6.0, -3.0), high=(6.0, 6.0, 3.0)),
+        "control": planners.AttitudeController(MASS),
+        "body": sim.Quadrotor(dt=1.0 / options.control_rate, substeps=4, mass=MASS),
+        "clearance": sim.Clearance(shapes, counts),
+    }
+    wires = {
+        "camera.pose": "state.pose",
+        "target.pose": "state.pose",
+        "motion.state": "state",
+        "control.acceleration": "plan.command",
+        "control.pose": "state.pose",
+        "body.state": "state",
+        "clearance.pose": "body.state.pose",
+    }
+    if blind:
+        fresh["blindfold"] = perception.Blindfold(max_range=12.0)
+        wires["blindfold.depth"] = "camera.depth"
+        wires["sensor.depth"] = "blindfold.depth"
+    if options.renderer_gradient != "full":
+        fresh["gate"] = GradientGate(0.0 if options.renderer_gradient == "off" else 0.5)
+        wires["gate.pose"] = "state.pose"
+        wires["camera.pose"] = "gate.pose"
+    return gp.Pipeline(wires=wires, **{**fresh, **(stages or {})})
+
+
+def build_rollout(options: FlightOptions, step: gp.Pipeline) -> gp.Rollout:
+    """The control step over a whole flight."""
+    memory: str | int = int(options.memory) if options.memory.isdigit() else options.memory
+    return gp.Rollout(
+        step,
+        length=options.length,
+        carry={"state": "body.state", "memory": "encode.memory"},
+        memory=memory,
+        decay=options.decay ** (1.0 / options.control_rate) if options.decay < 1.0 else None,
+        record=["body.state", "clearance.distance", "plan.command", "target.target_velocity"],
+    )
+
+
+def initial_state(worlds: Worlds, speed: float) -> dict[str, Tensor]:
+    """Level flight along the course at full speed."""
+    batch = len(worlds.start)
+    level = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(batch, 4)
+    return {
+        "pose": torch.cat([worlds.start, level], dim=-1),
+        "velocity": torch.tensor([speed, 0.0, 0.0]).repeat(batch, 1),
+        "rates": torch.zeros(batch, 3),
+        "thrust": torch.full((batch,), MASS * 9.81),
+    }
+
+
+def clearance_loss(distance: Tensor) -> Tensor:
+    """A barrier on the distance to every obstacle, heavier the faster it is approached; (T, B, I) to (B,)."""
+    sharpness = 12.0
+    near = nn.functional.softplus((CLEARANCE_MARGIN - distance) * sharpness) / sharpness
+    before = torch.cat([distance[:1], distance[:-1]])
+    approach = torch.relu(before - distance).detach()
+    return (near * (0.3 + 12.0 * approach)).sum(-1).mean(0)
+
+
+def speed_loss(velocity: Tensor, wanted: Tensor) -> Tensor:
+    """Deviation from the wanted velocity (Huber); (T, B, 3) to (B,)."""
+    return nn.functional.smooth_l1_loss(velocity, wanted, reduction="none").mean(-1).mean(0)
+
+
+def effort_loss(command: Tensor) -> Tensor:
+    """Squared acceleration and its change from step to step; (T, B, 3) to (B,)."""
+    change = command[1:] - command[:-1]
+    return command.square().mean(-1).mean(0) + change.square().mean(-1).mean(0)
+
+
+def course_loss(pose: Tensor) -> Tensor:
+    """Squared height error, and leaving the course sideways; (T, B, 7) to (B,)."""
+    height = pose[..., 2] - 1.5
+    aside = torch.relu(pose[..., 1].abs() - 5.0)
+    return (height.square() + 0.1 * aside.square()).mean(0)
+
+
+def flight_losses() -> gp.Losses:
+    """The objective of a flight."""
+    return gp.Losses(
+        clearance=(6.0, clearance_loss, "clearance.distance"),
+        speed=(1.0, speed_loss, "body.state.velocity", "target.target_velocity"),
+        effort=(0.01, effort_loss, "plan.command"),
+        course=(0.2, course_loss, "body.state.pose"),
+    )
+
+
+def outcome(trajectory: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What happened in each world: reached the end zone, least clearance until then, success; each (B,)."""
+    position = trajectory["body.state.pose"][..., :3]
+    distance = trajectory["clearance.distance"].amin(-1)
+    arrived = position[..., 0] >= COURSE
+    flying = arrived.cumsum(0) <= 1
+    clearance = torch.where(flying, distance, torch.inf).amin(0)
+    reached = arrived.any(0)
+    return {"reached": reached, "clearance": clearance, "success": reached & (clearance >= RADIUS)}
+
+
+class FlightTask(Task):
+    """Trains and evaluates the vision policy."""
+
+    name: ClassVar[str] = "flight"
+    description: ClassVar[str] = "vision-based flight through clutter: depth pixels to thrust and body rates"
+    Options: ClassVar[type[TrainOptions]] = FlightOptions
+
+    def build(self) -> gp.Rollout:
+        """Return the rollout with fresh weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.options.seed)
+            return build_rollout(self.options, build_step(self.options))
+
+    def losses(self) -> gp.Losses:
+        """Return the objective."""
+        return flight_losses()
+
+    def sample(self, iteration: int) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return the worlds, starts and noise of one iteration."""
+        worlds = draw_worlds(self.options.worlds, (self.options.seed, iteration))
+        return self._arguments(worlds, self.options.seed * 1_000_003 + iteration)
+
+    def _arguments(self, worlds: Worlds, noise_seed: int) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        device = torch.device(self.options.device)
+        state = {name: value.to(device) for name, value in initial_state(worlds, self.options.speed).items()}
+        obstacles = {name: value.to(device) for name, value in worlds.obstacles.items()}
+        generator = torch.Generator(device).manual_seed(noise_seed)
+        return (state,), {"obstacles": obstacles, "goal": worlds.goal.to(device), "generator": generator}
+
+    def measure(self, trajectory: Mapping[str, Any]) -> dict[str, float]:
+        """Return the share of worlds flown through."""
+        return {"success": float(outcome(trajectory)["success"].float().mean())}
+
+    def evaluate(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+        """Fly unseen worlds with hard rendering: the policy, the policy blindfolded, and straight flight."""
+        from gradpath.examples.flight_figures import write_evaluation
+
+        assert isinstance(model, gp.Rollout)
+        worlds = draw_worlds(self.options.evaluation_worlds, (EVALUATION_SEED, self.options.seed))
+        trained = dict(model.step.stages.items())
+        shared = {name: stage for name, stage in trained.items() if name not in ("blindfold", "gate")}
+        plain = dataclasses.replace(self.options, memory="all", renderer_gradient="full")
+        flights = {
+            "trained": build_step(plain, stages=shared),
+            "blindfolded": build_step(plain, stages=shared, blind=True),
+            "straight": build_step(
+                plain, stages={**shared, "plan": planners.HoldVelocity(speed=plain.speed)}
+            ),
+        }
+        metrics: dict[str, Any] = {}
+        trajectories: dict[str, Mapping[str, Any]] = {}
+        args, kwargs = self._arguments(worlds, EVALUATION_SEED)
+        for name, step in flights.items():
+            kwargs = {
+                **kwargs,
+                "generator": torch.Generator(self.options.device).manual_seed(EVALUATION_SEED),
+            }
+            with gp.mode("hard"), torch.no_grad():
+                trajectories[name] = build_rollout(plain, step)(*args, **kwargs)
+            result = outcome(trajectories[name])
+            metrics[name] = rate(int(result["success"].sum()), len(result["success"]))
+            metrics[f"{name}_collided"] = float((result["clearance"] < RADIUS).float().mean())
+            for kind, mask in (("forests", ~worlds.rooms), ("rooms", worlds.rooms)):
+                metrics[f"{name}_{kind}"] = float(result["success"].cpu()[mask].float().mean())
+        write_evaluation(folder, worlds, trajectories, self.options)
+        return metrics
+
+    def figures(self, folder: Path) -> list[Figure]:
+        """Return views of the flights among the obstacles, and what the drone saw."""
+        from gradpath.examples.flight_figures import flight_figures
+
+        return flight_figures(folder)
+
+
+def main(iterations: int = 3, worlds: int = 4, seconds: float = 2.0, seed: int = 0) -> dict[str, float]:
+    """Train for a few iterations on few worlds and print the losses: the smallest whole of the task.
+
+    Args:
+        iterations: Optimizer steps.
+        worlds: Worlds per iteration.
+        seconds: Length of a flight [s].
+        seed: Seed of weights, worlds and noise.
+    """
+    options = FlightOptions(iterations=iterations, worlds=worlds, seconds=seconds, seed=seed)
+    task = FlightTask(options)
+    rollout, losses = task.build(), task.losses()
+    optimizer = torch.optim.AdamW(rollout.parameters(), lr=options.learning_rate)
+    totals = []
+    for iteration in range(iterations):
+        values = losses(task.forward(rollout, iteration))
+        optimizer.zero_grad()
+        values.total.backward()
+        optimizer.step()
+        totals.append(float(values.total))
+        print(f"iteration {iteration}: loss {totals[-1]:.3f}")
+    return {"first_loss": totals[0], "last_loss": totals[-1]}
