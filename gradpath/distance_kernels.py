@@ -6,6 +6,8 @@ import enum
 
 import warp as wp
 
+from gradpath.warp_geometry import make_safe_length
+
 
 class Shape(enum.IntEnum):
     """Kinds of shape, each in its own frame; `size` (3 numbers) means what the comment says, [m]."""
@@ -24,13 +26,7 @@ _FARTHEST = wp.constant(1.0e15)  # [m]; its square is still a float32
 def _make_local_distance(scalar):
     """Return the Warp function (kind, point in the shape's frame, size) -> signed distance."""
     vec2, vec3 = wp.types.vector(2, scalar), wp.types.vector(3, scalar)
-
-    @wp.func
-    def safe_length(x: scalar, y: scalar):
-        square = x * x + y * y
-        if square == scalar(0.0):  # the derivative of the square root is infinite there
-            return scalar(0.0)
-        return wp.sqrt(square)
+    safe_length = make_safe_length(scalar)
 
     @wp.func
     def rectangle(excess: vec2):
