@@ -144,7 +144,7 @@ def _advance(actions: list[Action], held: list[int], step: int, snapshots: int) 
 
 
 def _split(length: int, snapshots: int) -> int:
-    """How far to go before the next snapshot, with `length` >= 2 steps ahead and `snapshots` >= 2, here included.
+    """How far to go before the next snapshot, from `snapshots` >= 2 counting this one, `length` >= 2 ahead.
 
     With r sweeps needed, going m steps is optimal when C(s+r-2, s) <= m <= C(s+r-1, s) and
     C(s+r-2, s-1) <= length - m <= C(s+r-1, s-1); this is the largest such m, so that snapshots lie late.

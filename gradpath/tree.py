@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,3 +55,28 @@ def detach(leaf: Any) -> Any:
 def generators(leaves: Iterable[Any]) -> list[torch.Generator]:
     """The random generators among some leaves."""
     return [leaf for leaf in leaves if isinstance(leaf, torch.Generator)]
+
+
+@dataclass
+class Flat:
+    """A tree taken apart, with the names of its leaves."""
+
+    leaves: list[Any]
+    spec: TreeSpec
+    names: list[str]
+
+    @classmethod
+    def of(cls, value: Tree, root: str) -> Flat:
+        """Take a tree apart; `root` is what it is called in errors."""
+        leaves, spec = flatten(value)
+        return cls(leaves, spec, leaf_names(value, root))
+
+    @property
+    def index(self) -> list[int]:
+        """Where the leaves are that require a gradient."""
+        return [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+    @property
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """The tensors with their names."""
+        return [(n, t) for n, t in zip(self.names, self.leaves, strict=True) if isinstance(t, Tensor)]

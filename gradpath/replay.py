@@ -1,0 +1,159 @@
+"""Running a step again as it ran before: snapshots of what determines it, and guards against what would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradpath.contract import Contract, covers
+from gradpath.errors import ContractError, GradpathError
+from gradpath.mode import current_mode, mode
+
+
+class Ambient:
+    """The mode and autocast settings here and now, to be entered again where a step is recomputed.
+
+    Autocast's cache of converted weights is left off: a weight converted during one step would tie the graphs
+    of all later steps to that one, or lose its gradient if that step ran without a graph.
+    """
+
+    def __init__(self) -> None:
+        self.mode = current_mode()
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
+        ]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Run under these settings."""
+        with ExitStack() as stack:
+            stack.enter_context(mode(self.mode))
+            for kind, enabled, dtype in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+            yield
+
+
+@dataclass
+class Snapshot:
+    """All that determines the steps from here on: the carry, generator states, buffers that steps write into."""
+
+    carry: list[Any]
+    versions: list[int]
+    generators: list[tuple[torch.Generator, Tensor]]
+    buffers: list[tuple[Tensor, Tensor]]
+
+    def restore(self) -> list[Any]:
+        """Put generators and buffers back and return the carry.
+
+        Raises:
+            GradpathError: a tensor of the carry was changed in place since the snapshot was taken.
+        """
+        if self.versions != _versions(self.carry):
+            raise GradpathError(
+                "a tensor of the carry was changed in place after scan kept it to recompute steps from, so their "
+                "gradient would be wrong; clone the last carry before writing into it"
+            )
+        for generator, state in self.generators:
+            generator.set_state(state)
+        with torch.no_grad():
+            for buffer, value in self.buffers:
+                buffer.copy_(value)
+        return list(self.carry)
+
+
+class Effects:
+    """What steps read and change besides their arguments: random generators, and buffers declared in contracts."""
+
+    def __init__(self, modules: Iterable[nn.Module], generators: Iterable[torch.Generator]):
+        found = list(generators)
+        self.buffers: list[Tensor] = []
+        for module in modules:
+            contract = getattr(module, "contract", None)
+            if not isinstance(contract, Contract):
+                continue
+            if "rng" in contract.effects:
+                found += [torch.default_generator, *_cuda_generators()]
+            self.buffers += [b for name, b in module.named_buffers() if covers(contract.mutated, name)]
+        self.buffers = _once(self.buffers)
+        self.generators = _once(found)
+
+    def snapshot(self, carry: list[Any]) -> Snapshot:
+        """Keep a carry with the states of generators, those in the carry too, and copies of the buffers."""
+        inner = [leaf for leaf in carry if isinstance(leaf, torch.Generator)]
+        return Snapshot(
+            list(carry),
+            _versions(carry),
+            [(generator, generator.get_state()) for generator in _once([*self.generators, *inner])],
+            [(buffer, buffer.detach().clone()) for buffer in self.buffers],
+        )
+
+
+class DrawGuard:
+    """Refuses draws from torch's global generators, which a recomputed step would not repeat."""
+
+    def __init__(self, declared: list[torch.Generator]):
+        known = {id(generator) for generator in declared}
+        everything = (torch.default_generator, *_cuda_generators())
+        self.watched = [generator for generator in everything if id(generator) not in known]
+        self.states = [generator.get_state() for generator in self.watched]
+
+    def check(self, step: int) -> None:
+        """Compare with the states at the start.
+
+        Raises:
+            ContractError: a step drew from a global generator.
+        """
+        for generator, state in zip(self.watched, self.states, strict=True):
+            if not torch.equal(state, generator.get_state()):
+                raise ContractError(
+                    f"step {step} drew from the global random generator of {generator.device} (as dropout and "
+                    "torch.randn without generator= do), so that recomputing it would draw other numbers and give "
+                    "a wrong gradient; draw from a torch.Generator that the step holds or carries, or declare "
+                    'generators=[torch.default_generator], or use memory="all"'
+                )
+
+
+class VersionGuard:
+    """Refuses in-place writes into what steps read: a step recomputed after one would compute something else."""
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]]):
+        self.watched = [(name, t, t._version) for name, t in named if not t.is_inference()]
+
+    def forget(self, ids: set[int]) -> None:
+        """Stop watching, and holding, some tensors."""
+        self.watched = [entry for entry in self.watched if id(entry[1]) not in ids]
+
+    def check(self, who: str) -> None:
+        """Compare with the versions at the start.
+
+        Raises:
+            ContractError: a tensor was written into.
+        """
+        for name, tensor, version in self.watched:
+            if tensor._version != version:
+                raise ContractError(
+                    f'"{name}", shape {tuple(tensor.shape)}, was changed in place {who}, so that recomputed steps '
+                    "would read other values than the first time and give a wrong gradient; carry it through the "
+                    'time loop, declare it in the contract of its stage as effects=("mutates:<buffer>",), or use '
+                    'memory="all"'
+                )
+
+
+def _cuda_generators() -> tuple[torch.Generator, ...]:
+    return tuple(torch.cuda.default_generators) if torch.cuda.is_initialized() else ()
+
+
+def _versions(leaves: list[Any]) -> list[int]:
+    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
+
+
+def _once(items: list[Any]) -> list[Any]:
+    """The items, each object once."""
+    return list({id(item): item for item in items}.values())

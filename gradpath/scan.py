@@ -1,0 +1,187 @@
+"""`scan`: a loop over time for any PyTorch step, differentiable within a bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradpath import schedule, tree
+from gradpath.errors import BudgetError, GradpathError, InputError, ShapeError
+from gradpath.loop import Loop, Recorder
+
+Memory = int | str
+"""`"all"`, or a number of snapshots."""
+
+
+def scan(
+    step: Callable[..., tuple[Any, Any]],
+    carry: tree.Tree,
+    xs: tree.Tree = None,
+    length: int | None = None,
+    *,
+    memory: Memory = "all",
+    constants: tree.Tree = None,
+    generators: Iterable[torch.Generator] = (),
+    decay: float | None = None,
+    check_finite: bool = False,
+    recorder: Recorder | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> tuple[tree.Tree, tree.Tree]:
+    """Run `carry, y = step(carry, x)` over time, and send gradients back through it within a stated memory.
+
+    ```python
+    def step(h, x):
+        h = torch.tanh(cell(x) + recurrent(h))
+        return h, head(h)
+
+    h, ys = gp.scan(step, h0, xs, memory=20)     # xs: (T, B, features), ys: (T, B, outputs)
+    ```
+
+    Args:
+        step: A function or module. It may read parameters, closures and globals; they are found.
+        carry: What goes from step to step: a tree (dicts, lists, tuples) of tensors, and of anything else, which
+            is handed on. Structure and shapes stay the same.
+        xs: A tree of tensors whose first axis is time; each step gets one slice. None: each step gets None.
+        length: The number of steps T, where `xs` does not say it.
+        memory: `"all"` keeps the tape of every step. A number keeps at most that many carries and recomputes
+            the rest by the schedule with the fewest extra steps, see `gradpath.schedule`.
+        constants: A tree that all steps read. Where given, the step is called as `step(carry, x, constants)`.
+        generators: Generators that the step draws from and that cannot be found in it, in the carry or in the
+            constants; `torch.default_generator` for steps that draw from the global one.
+        decay: A factor in [0, 1] on the gradient of the carry at each step, so that a gradient that crossed n
+            steps has the factor `decay**n`. It shortens the memory of learning; the values do not change.
+        check_finite: Look at all gradients once the backward pass is through.
+        recorder: Measures gradients along the way; `Rollout` gives one.
+        on_step: Called with the number of each step of the forward pass, once it is done.
+
+    Returns:
+        The last carry, and the y of all steps stacked along a new first axis.
+
+    Raises:
+        CaptureError: the step uses a tensor whose gradient would be lost.
+        ContractError: the step returns another structure, changes its carry or a buffer in place, or draws from
+            the global generator although it must be recomputed.
+        ShapeError: the carry or y changes its shape, or `xs` has leaves of different length.
+        BudgetError: a memory that cannot work.
+        NonFiniteError: with `check_finite`, in the backward pass; names step and world.
+
+    Gradients: exact to the initial carry, `xs`, constants and captured tensors; `decay` scales them. They are
+    summed step by step, last step first, so they are the same to the bit for every `memory` on the CPU, random
+    numbers included. Backward may run several times with `retain_graph=True`; double backward is an error.
+    Steps are recomputed under the mode and autocast settings of the forward pass.
+    """
+    length = _length(xs, length)
+    plan = plan_memory(length, memory)
+    if decay is not None and not 0.0 <= decay <= 1.0:
+        raise InputError(
+            f"decay={decay}: a factor per step between 0 (no gradient through time) and 1 (all of it)"
+        )
+    if check_finite and recorder is None:
+        from gradpath.recorder import GradientRecorder
+
+        recorder = GradientRecorder(check_finite=True)
+    loop = Loop(
+        step, carry, xs, constants,
+        schedule=plan, generators=generators, decay=decay, recorder=recorder, on_step=on_step,
+    )  # fmt: skip
+    if not (torch.is_grad_enabled() and loop.needs_gradient()):
+        last = loop.run()
+        return tree.unflatten(last, loop.carry.spec), loop.ys.tree(loop.ys.leaves)
+    last = loop.forward()
+    outputs = [*last, *loop.ys.leaves]
+    index = [i for i, output in enumerate(outputs) if isinstance(output, Tensor)]
+    results = _Scan.apply(loop, [outputs[i] for i in index], index, *loop.inputs())
+    for i, result in zip(index, results, strict=True):
+        outputs[i] = result
+    split = len(last)
+    return tree.unflatten(outputs[:split], loop.carry.spec), loop.ys.tree(outputs[split:])
+
+
+def plan_memory(length: int, memory: Memory) -> schedule.Schedule:
+    """Return the schedule for a memory setting.
+
+    Raises:
+        BudgetError: what cannot be a memory setting, or cannot work.
+    """
+    if memory == "all":
+        return schedule.keep_all(length)
+    if isinstance(memory, int) and not isinstance(memory, bool):
+        return schedule.binomial(length, memory)
+    raise BudgetError(
+        f'memory={memory!r} is not known; pass "all" to keep every tape, or a number of snapshots such as 20'
+    )
+
+
+def _length(xs: tree.Tree, length: int | None) -> int:
+    flat = tree.Flat.of(xs, "xs")
+    for name, leaf in zip(flat.names, flat.leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            if leaf is None or isinstance(leaf, torch.Generator):
+                continue
+            raise InputError(
+                f"{name} is a {type(leaf).__name__}; xs holds tensors with time as their first axis"
+            )
+        if leaf.ndim == 0 or (length is not None and leaf.shape[0] != length):
+            raise ShapeError(
+                f"{name} has shape {tuple(leaf.shape)}; its first axis is time, with {length or 'one'} step(s): "
+                "length and all of xs must agree"
+            )
+        length = leaf.shape[0]
+    if length is None:
+        raise InputError(
+            "scan was given neither xs nor length, so the number of steps is not known; pass length="
+        )
+    return length
+
+
+class _Scan(torch.autograd.Function):
+    """A loop that has run, as one node of the graph outside."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loop: Loop, outputs: list[Tensor], index: list[int], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.loop, ctx.index = loop, index
+        ctx.mark_non_differentiable(*[t for t in outputs if not tree.is_differentiable(t)])
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        loop: Loop = ctx.loop
+        carry_count = len(loop.carry.names)
+        every: list[Tensor | None] = [None] * (carry_count + len(loop.ys.leaves))
+        for i, grad in zip(ctx.index, grads, strict=True):
+            every[i] = grad
+        keep = _graph_is_kept()
+        twice = torch.is_grad_enabled()  # that is, with create_graph=True
+        inputs = loop.inputs() if twice else []
+        with torch.no_grad():
+            results = loop.backward(every[:carry_count], every[carry_count:], keep)
+        if twice:
+            results = [None if grad is None else _Once.apply(grad, *inputs) for grad in results]
+        return (None, None, None, *results)
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that is running keeps its graph; where torch does not say, suppose that it does."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else ask()
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated again: torch's once_differentiable lets some cases pass as zero."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *inputs: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        raise GradpathError(
+            "the gradient of a scan was differentiated again, which scan does not support; take second derivatives "
+            "of the step itself, or by differences of gradients"
+        )
