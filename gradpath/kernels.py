@@ -29,6 +29,7 @@ from gradpath.kernel_launch import (
     launch_worlds,
     specialize,
 )
+from gradpath.kernel_registry import Operation, all_kernels, register, registry
 
 __all__ = [
     "Op",
@@ -42,53 +43,6 @@ __all__ = [
     "registry",
     "specialize",
 ]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A registered differentiable operation: what the gradient tests and the CUDA compile test walk over.
-
-    Attributes:
-        name: Unique name.
-        factories: Every kernel factory that the operation launches.
-        call: The operation itself, called as `call(**samples(batch))`.
-        samples: `samples(batch)` gives float64 example inputs with `batch` worlds.
-    """
-
-    name: str
-    factories: tuple[Factory, ...]
-    call: Callable[..., Any]
-    samples: Callable[[int], dict[str, Any]] | None = None
-
-
-registry: dict[str, Operation] = {}
-
-
-def register(
-    name: str,
-    *,
-    kernels: Sequence[Factory],
-    fn: Callable[..., Any],
-    samples: Callable[[int], dict[str, Any]] | None = None,
-) -> None:
-    """Register a differentiable operation written by hand around several kernels.
-
-    Args:
-        name: Unique name of the operation.
-        kernels: The factories of all kernels it launches.
-        fn: The operation; takes what `samples` gives as keywords, returns one tensor, a tuple or a dict.
-        samples: `samples(batch)` gives float64 example inputs with `batch` worlds.
-    Raises:
-        InputError: the name is taken.
-    """
-    if name in registry:
-        raise InputError(f"an operation named {name!r} is registered already; choose another name")
-    registry[name] = Operation(name, tuple(kernels), fn, samples)
-
-
-def all_kernels(dtype: torch.dtype) -> list[tuple[str, wp.Kernel]]:
-    """Return (operation name, kernel specialized to `dtype`) of every registered operation's kernels."""
-    return [(op.name, specialize(make, dtype)) for op in registry.values() for make in op.factories]
 
 
 @dataclass(frozen=True)
@@ -246,10 +200,10 @@ class Op:
             inner = ELEMENT_SHAPES[argument.element]
             rank = len(argument.dims)
             matches = tensor.ndim == rank + len(inner) and tuple(tensor.shape[rank:]) == inner
-            if matches:
-                for dim, size in zip(argument.dims, tensor.shape, strict=False):
-                    matches &= size == (int(dim) if dim.isdigit() else sizes.setdefault(dim, size))
-            if not matches:
+            if not matches or not all(
+                size == (int(dim) if dim.isdigit() else sizes.setdefault(dim, size))
+                for dim, size in zip(argument.dims, tensor.shape, strict=False)
+            ):
                 remedy = "unsqueeze and expand it to the declared axes"
                 raise self._error(argument, sizes, f"got {tuple(tensor.shape)}", remedy)
         assert dtype is not None  # the constructor demands a floating input
