@@ -116,6 +116,18 @@ def make(scalar):
         return contour
 
     @wp.func
+    def row_span(contour: Contour, y: int, x0: int, x1: int, radius: scalar):
+        """Shrink the pixels x0 to x1 of a row to those within `radius` of the edge's line."""
+        e = contour.along
+        reach = radius / wp.sqrt(contour.inverse_length2)
+        if wp.abs(e[1]) * scalar(1.0e6) > wp.abs(e[0]):
+            slope = one / e[1]
+            middle = contour.start[0] + e[0] * slope * (scalar(y) + half - contour.start[1])
+            margin = reach * wp.abs(slope)
+            return first_pixel(middle, margin, x0), last_pixel(middle, margin, x1 + 1)
+        return x0, x1
+
+    @wp.func
     def touch(contour: Contour, x: int, y: int, radius: scalar):
         """Closest point of a contour to a pixel centre; a distance of at least `radius` means none."""
         contact = Contact()
@@ -250,7 +262,8 @@ def make(scalar):
                 y1 = last_pixel(wp.max(contour.start[1], finish[1]), radius, bottom)
                 owner = edge_info[e][0]
                 for y in range(y0, y1 + 1):
-                    for x in range(x0, x1 + 1):
+                    begin, end = row_span(contour, y, x0, x1, radius)
+                    for x in range(begin, end + 1):
                         contact = touch(contour, x, y, radius)
                         if contact.distance < radius and contact.z < limits[1]:
                             owner_0 = component(hits[b, y, x][0], face_info)
@@ -455,7 +468,8 @@ def make(scalar):
         g_inverse_b = scalar(0.0)
         spread = contour.inverse_b - contour.inverse_a
         for y in range(y0, y1 + 1):
-            for x in range(x0, x1 + 1):
+            begin, end = row_span(contour, y, x0, x1, radius)
+            for x in range(begin, end + 1):
                 contact = touch(contour, x, y, radius)
                 if contact.distance < radius and contact.z < limits[1]:
                     n = nearest[b, y, x]

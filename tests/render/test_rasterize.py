@@ -220,10 +220,10 @@ def test_crossing_the_near_plane_is_drawn_up_to_it():
     points = points.double().requires_grad_()
     with gp.mode("hard"):
         hard = render(points, faces)["depth"][0]
-    v = torch.arange(48) + 0.5 - 24
+    v = torch.arange(48, dtype=torch.float64) - 23.5
     expected = torch.where(v > 0, float(K[1, 1]) / v, FAR)
     expected = torch.where(expected < 15, expected, FAR)
-    assert torch.allclose(hard.detach(), expected[:, None].expand(48, 64).double(), rtol=1e-9)
+    assert torch.allclose(hard.detach(), expected[:, None].expand(48, 64), rtol=1e-9)
     image = render(points, faces)
     (image["depth"].sum() + image["alpha"].sum()).backward()
     assert bool(torch.isfinite(points.grad).all())
