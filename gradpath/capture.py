@@ -73,10 +73,17 @@ class Captured:
                 put(value)
 
 
-def find(step: Any, name: str = "step") -> Captured:
-    """Find what a step captures: in modules, objects, containers, closures, partials, methods and globals."""
+def find(step: Any, *others: Any) -> Captured:
+    """Find what a step captures: in modules, objects, containers, closures, partials, methods and globals.
+
+    Args:
+        step: The step, called so in errors.
+        others: Objects that it is given beside trees of tensors.
+    """
     finder = _Finder()
-    finder.visit(step, name, None)
+    finder.visit(step, "step", None)
+    for other in others:
+        finder.visit(other, type(other).__name__, None)
     return finder.found
 
 

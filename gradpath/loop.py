@@ -18,11 +18,8 @@ from gradpath.schedule import Schedule
 from gradpath.stacked import Stacked
 
 
-class Recorder(Protocol):
-    """Who listens to a time loop to measure its gradients; waits for the device at the end only."""
-
-    def begin(self, length: int, carry: list[Any], captured: list[Tensor], decay: float | None) -> None:
-        """A forward pass starts from this carry, with these captured leaves."""
+class Recording(Protocol):
+    """Who listens to one time loop to measure its gradients; waits for the device at the end only."""
 
     def taping(self, step: int) -> AbstractContextManager[None]:
         """Return a context within which `step` is run with a tape."""
@@ -35,6 +32,13 @@ class Recorder(Protocol):
 
     def finish(self) -> None:
         """A backward pass is complete. May raise NonFiniteError."""
+
+
+class Recorder(Protocol):
+    """Who measures the gradients of time loops."""
+
+    def begin(self, length: int, carry: list[Any], captured: list[Tensor], decay: float | None) -> Recording:
+        """Start to listen to a forward pass from this carry, with these captured leaves."""
 
 
 class Result(NamedTuple):
@@ -69,13 +73,15 @@ class Loop:
         self.schedule = schedule
         self.decay = decay
         self.recorder = recorder
+        self.recording: Recording | None = None
         self.on_step = on_step
         self.carry = tree.Flat.of(carry, "carry")
         self.xs = tree.Flat.of(xs, "xs")
         self.constants = None if constants is None else tree.Flat.of(constants, "constants")
         self.constant_leaves = [] if self.constants is None else self.constants.leaves
         self.constant_index = [] if self.constants is None else self.constants.index
-        self.captured = capture.find(step)
+        others = [leaf for leaf in self.constant_leaves if not isinstance(leaf, Tensor)]
+        self.captured = capture.find(step, *others)
         self.histories = self.captured.histories
         self.leaves = self.captured.leaves
         self.leaf_ids = {id(leaf) for leaf in self.leaves}
@@ -129,7 +135,7 @@ class Loop:
         self.guard = VersionGuard(self._watched() if self.recomputes else ())
         draws = DrawGuard(self.effects.generators) if self.recomputes else None
         if self.recorder is not None:
-            self.recorder.begin(self.schedule.length, carry, self.leaves, self.decay)
+            self.recording = self.recorder.begin(self.schedule.length, carry, self.leaves, self.decay)
         with self.ambient.entered():
             for action in self.schedule.forward:
                 if action.kind == "snapshot":
@@ -193,7 +199,7 @@ class Loop:
         xs, xs_leaves = _fresh(self._x(step), self.xs.index)
         constants, constant_leaves = _fresh(self.constant_leaves, self.constant_index)
         _, history_leaves = _fresh(self.histories, range(len(self.histories)))
-        listening = nullcontext() if self.recorder is None else self.recorder.taping(step)
+        listening = nullcontext() if self.recording is None else self.recording.taping(step)
         with torch.enable_grad(), listening, self.captured.substituted(self.histories, history_leaves):
             result = self._call(step, carry, xs, constants)
         fresh = (*carry_leaves, *xs_leaves, *constant_leaves, *history_leaves)
@@ -290,16 +296,16 @@ class Loop:
             self.snapshots, self.segments, self.held = {}, [], None
             self.released = True
         sums = Sums(carry_grads, y_grads, self.schedule.length, self.decay)
-        if self.recorder is not None:
-            self.recorder.reversing()
+        if self.recording is not None:
+            self.recording.reversing()
         try:
             with self.ambient.entered():
                 self._run_backward(snapshots, segments, held, sums, keep and not self.recomputes)
         finally:
             if before is not None:
                 before.restore()
-        if self.recorder is not None:
-            self.recorder.finish()
+        if self.recording is not None:
+            self.recording.finish()
         results = self._results(sums)
         if not keep:
             for flat in (self.carry, self.xs):
@@ -335,9 +341,9 @@ class Loop:
 
     def _reverse(self, segment: Segment, sums: Sums, keep_tape: bool) -> None:
         shared = sums.add(segment, keep_tape)
-        if self.recorder is not None:
+        if self.recording is not None:
             captured = shared[len(shared) - len(self.leaves) :]
-            self.recorder.reversed(segment.step, sums.adjoint, captured)
+            self.recording.reversed(segment.step, sums.adjoint, captured)
 
     def _results(self, sums: Sums) -> list[Tensor | None]:
         """The gradients of `inputs()`, from the sums of all steps."""

@@ -1,0 +1,203 @@
+"""The gradient report: what the gradients of a rollout did on their way back through stages and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradpath.errors import InputError
+from gradpath.losses import LossValues
+from gradpath.recorder import Fault, Recording
+from gradpath.rollout import Rollout
+
+
+def gradient_report(rollout: Rollout, losses: LossValues | None = None) -> GradientReport:
+    """Report on the gradients of the latest backward pass through a rollout.
+
+    ```python
+    values = losses(rollout(state0, goal=goal))
+    values.total.backward()
+    print(gp.gradient_report(rollout).table())
+    ```
+
+    Args:
+        rollout: A rollout through which a backward pass has run.
+        losses: The losses of that pass, to compare them with one another: the norm of the gradient of each
+            one, weighted, with respect to all parameters of the rollout. This runs one backward pass per loss, so
+            the pass before must have kept the graph: `values.total.backward(retain_graph=True)`.
+
+    Raises:
+        InputError: nothing was recorded: no backward pass yet, or `record_gradients=False`.
+    """
+    if rollout.recorder is None:
+        raise InputError("the rollout records no gradients; build it with record_gradients=True")
+    recording = rollout.recorder.last
+    if recording is None:
+        raise InputError(
+            "no backward pass has run through the rollout yet; call .backward() on a loss of it first"
+        )
+    per_loss = {} if losses is None else _loss_norms(rollout, losses)
+    rollout.recorder.last = recording
+    return GradientReport.of(recording, [stage for stage in rollout.recorder.wiring.takes], per_loss)
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """Norms of gradients by stage, time step and world, on the CPU in float64.
+
+    Attributes:
+        length: Time steps T.
+        decay: The factor on the gradient of the carry per step, None for 1.
+        carry: Norm of the gradient with respect to the carry that enters each step, (T, B), after decay.
+        outputs: Norm of the gradient that reaches each stage output, by `"stage.output"`, (T, B) or (T, 1).
+        stages: Norm of the gradient that reaches all outputs of each stage, over worlds, (T,).
+        parameters: Norm of what each step adds to the gradient of the parameters of each stage, (T,).
+        growth: Slope of the logarithm of the carry's gradient per step back in time: 0.1 means that it grows by
+            10 % with each step, negative that it fades. NaN where fewer than two steps have one.
+        zero_share: Share of steps and worlds where the gradient of the carry is exactly zero.
+        non_finite_share: Share of steps and worlds where it is NaN or infinite.
+        fault: Where a gradient first stopped being finite, None where all are finite.
+        losses: Norm of the gradient of each weighted loss with respect to all parameters, where asked for.
+    """
+
+    length: int
+    decay: float | None
+    carry: Tensor
+    outputs: dict[str, Tensor]
+    stages: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+    growth: float
+    zero_share: float
+    non_finite_share: float
+    fault: Fault | None
+    losses: dict[str, float]
+
+    @classmethod
+    def of(
+        cls, recording: Recording, order: list[str], losses: Mapping[str, float] | None = None
+    ) -> GradientReport:
+        """Read a recording; waits for the device."""
+        carry = recording.carry.cpu().clone()
+        rank = {stage: i for i, stage in enumerate(order)}
+        names = sorted(recording.outputs, key=lambda name: rank.get(name.partition(".")[0], len(rank)))
+        outputs = {name: recording.outputs[name].cpu().clone() for name in names}
+        parts: dict[str, list[Tensor]] = {}
+        for name, norms in outputs.items():
+            parts.setdefault(name.partition(".")[0], []).append(norms)
+        finite = carry.isfinite()
+        return cls(
+            length=recording.length,
+            decay=recording.decay,
+            carry=carry,
+            outputs=outputs,
+            stages={stage: _over_worlds(torch.cat(norms, dim=1)) for stage, norms in parts.items()},
+            parameters={stage: norms.cpu().clone() for stage, norms in recording.parameters.items()},
+            growth=_growth(_over_worlds(carry)),
+            zero_share=float((carry == 0).double().mean()),
+            non_finite_share=float((~finite).double().mean()),
+            fault=recording.fault(),
+            losses=dict(losses or {}),
+        )
+
+    def worst_worlds(self, count: int = 5) -> list[tuple[int, float]]:
+        """The worlds with the largest gradient of the carry over all steps, non-finite ones first."""
+        totals = torch.linalg.vector_norm(self.carry, dim=0)
+        order = torch.where(totals.isfinite(), totals, torch.inf).argsort(descending=True)
+        return [(int(world), float(totals[world])) for world in order[:count]]
+
+    def json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values; NaN and infinite numbers become text."""
+        return {
+            "length": self.length,
+            "worlds": self.carry.shape[1],
+            "decay": self.decay,
+            "growth": _plain(self.growth),
+            "zero_share": self.zero_share,
+            "non_finite_share": self.non_finite_share,
+            "fault": None if self.fault is None else vars(self.fault) | {"text": str(self.fault)},
+            "worst_worlds": [[world, _plain(norm)] for world, norm in self.worst_worlds()],
+            "carry": _plain(_over_worlds(self.carry).tolist()),
+            "stages": {name: _plain(norms.tolist()) for name, norms in self.stages.items()},
+            "outputs": {name: _plain(_over_worlds(norms).tolist()) for name, norms in self.outputs.items()},
+            "parameters": {name: _plain(norms.tolist()) for name, norms in self.parameters.items()},
+            "losses": {name: _plain(norm) for name, norm in self.losses.items()},
+        }
+
+    def table(self) -> str:
+        """Return a text table: norms at the first, middle and last step, per stage, and what stands out."""
+        marks = sorted({0, self.length // 2, self.length - 1})
+        rows = [["gradient norm", *(f"step {mark}" for mark in marks), "all steps", "zero"]]
+        rows.append(_row("carry", _over_worlds(self.carry), marks))
+        rows += [_row(name, _over_worlds(norms), marks) for name, norms in self.outputs.items()]
+        rows += [_row(f"{name} parameters", norms, marks) for name, norms in self.parameters.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*lines, "", *self._notes()])
+
+    def _notes(self) -> list[str]:
+        decay = "none" if self.decay is None else f"{self.decay:g} per step"
+        worst = ", ".join(f"{world} ({norm:.3g})" for world, norm in self.worst_worlds(3))
+        notes = [
+            f"growth per step back in time: {self.growth:+.3f}; gradient decay: {decay}",
+            f"zero: {self.zero_share:.1%} of steps and worlds; not finite: {self.non_finite_share:.1%}",
+            f"worlds with the largest gradient: {worst}",
+        ]
+        if self.fault is not None:
+            notes.append(f"first gradient that is not finite: {self.fault}")
+        notes += [f'loss "{name}": {norm:.4g}' for name, norm in self.losses.items()]
+        return notes
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def _loss_norms(rollout: Rollout, losses: LossValues) -> dict[str, float]:
+    parameters = [parameter for parameter in rollout.parameters() if parameter.requires_grad]
+    norms = {}
+    for name, value in losses.weighted.items():
+        grads = (
+            torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            if value.requires_grad
+            else []
+        )
+        present = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads if grad is not None]
+        norms[name] = float(torch.stack(present).norm()) if present else 0.0
+    return norms
+
+
+def _over_worlds(norms: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(norms, dim=1)
+
+
+def _growth(norms: Tensor) -> float:
+    """Least-squares slope of log(norm) per step, counted back in time."""
+    use = norms.isfinite() & (norms > 0)
+    if int(use.sum()) < 2:
+        return float("nan")
+    back = -torch.arange(len(norms), dtype=norms.dtype)[use]
+    back = back - back.mean()
+    logs = norms[use].log()
+    return float((back * (logs - logs.mean())).sum() / back.square().sum())
+
+
+def _row(name: str, norms: Tensor, marks: list[int]) -> list[str]:
+    shown = [f"{float(norms[mark]):.3g}" for mark in marks]
+    return [name, *shown, f"{float(norms.norm()):.3g}", f"{float((norms == 0).double().mean()):.0%}"]
+
+
+def _plain(value: Any) -> Any:
+    """A number that JSON can hold, or text where it cannot."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if torch.isfinite(torch.tensor(value)) else str(value)
