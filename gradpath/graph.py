@@ -9,7 +9,7 @@ from typing import Any
 
 from gradpath.contract import Contract
 from gradpath.errors import WireError
-from gradpath.specs import DictSpec, Spec, conflict, merge, select
+from gradpath.specs import DictSpec, Spec, conflict, merge, rename_sizes, select, sizes
 from gradpath.stage import close_match
 
 
@@ -81,6 +81,13 @@ class Graph:
         if source.stage is None:
             return select(self.externals[source.name], source.fields)
         return select(self.nodes[source.stage].contract.output_specs[source.name], source.fields)
+
+    def outer_spec(self, source: Source) -> Spec | None:
+        """Return the spec of a source as seen from outside, where two stages may use one name for two sizes."""
+        spec = self.spec(source)
+        if source.stage is None or spec is None:
+            return spec
+        return rename_sizes(spec, _outer_names(source.stage, self.nodes))
 
     def json(self) -> dict[str, Any]:
         """Return the graph as plain JSON values."""
@@ -220,6 +227,20 @@ def _parse(text: str, target: str, nodes: Mapping[str, Node]) -> Source:
     return Source(None, head, tuple(fields))
 
 
+def _outer_names(stage: str, nodes: Mapping[str, Node]) -> dict[str, str]:
+    """Return new names for those sizes of a stage that other stages use too: sizes are bound per stage.
+
+    B stays: it is the number of worlds everywhere.
+    """
+
+    def used(node: Node) -> set[str]:
+        specs = (*node.contract.input_specs.values(), *node.contract.output_specs.values())
+        return set().union(*map(sizes, specs))
+
+    others = set().union(*(used(node) for name, node in nodes.items() if name != stage))
+    return {name: f"{stage}_{name}" for name in used(nodes[stage]) & others - {"B"}}
+
+
 def _externals(
     nodes: Mapping[str, Node], wires: Mapping[str, Source]
 ) -> tuple[dict[str, Spec], frozenset[str]]:
@@ -231,7 +252,7 @@ def _externals(
         uses, key=lambda use: len(use[1].fields)
     ):  # Whole values first; sort is stable.
         stage, _, name = target.partition(".")
-        spec = nodes[stage].contract.input_specs[name]
+        spec = rename_sizes(nodes[stage].contract.input_specs[name], _outer_names(stage, nodes))
         if name not in nodes[stage].optional:
             required.add(source.name)
         known = specs.get(source.name)

@@ -263,7 +263,7 @@ def _derived(graph: Graph, outputs: Mapping[str, Source]) -> Contract:
     """Return what a pipeline asks from outside and returns, and the weakest gradient of its stages."""
     contracts = [node.contract for node in graph.nodes.values()]
     used = [contract.gradient for contract in contracts if contract.gradient != "none"]
-    specs = {text: graph.spec(source) for text, source in outputs.items()}
+    specs = {text: graph.outer_spec(source) for text, source in outputs.items()}
     return Contract(
         inputs={name: spec.text for name, spec in graph.externals.items()},
         outputs={text: spec.text for text, spec in specs.items() if spec is not None},

@@ -254,6 +254,23 @@ def merge(first: Spec, second: Spec) -> Spec:
     return first
 
 
+def sizes(spec: Spec) -> set[str]:
+    """Return the names of sizes in a spec."""
+    if isinstance(spec, DictSpec):
+        return set().union(*map(sizes, spec.fields.values()))
+    return {dim for dim in spec.dims if isinstance(dim, str)} if isinstance(spec, TensorSpec) else set()
+
+
+def rename_sizes(spec: Spec, names: Mapping[str, str]) -> Spec:
+    """Return a spec with some names of sizes replaced."""
+    if isinstance(spec, DictSpec):
+        return DictSpec({name: rename_sizes(field, names) for name, field in spec.fields.items()})
+    if isinstance(spec, TensorSpec):
+        dims = tuple(names.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims)
+        return TensorSpec(dims, spec.leading, spec.dtype)
+    return spec
+
+
 def tensors(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Walk the tensors of a value that is a tensor or a nested dict, each with its dotted path."""
     if isinstance(value, torch.Tensor):

@@ -345,6 +345,17 @@ def test_the_contract_of_a_pipeline_sums_up_its_stages():
     assert gp.Pipeline(log=stage({}, {"y": "B 3"}, gradient="none")).contract.gradient == "none"
 
 
+def test_sizes_of_two_stages_are_two_sizes():
+    a = stage({"x": "B N"}, {"y": "B N M"}, lambda x: x[..., None])
+    b = stage({"z": "B N"}, {"w": "B N"}, lambda z: z)
+    inner = gp.Pipeline(a=a, b=b)
+    assert inner.contract.inputs == {"x": "B a_N", "z": "B b_N"}
+    assert inner.contract.outputs == {"a.y": "B a_N M", "b.w": "B b_N"}
+    inner.contract.check_inputs({"x": torch.zeros(2, 3), "z": torch.zeros(2, 4)})
+    with pytest.raises(gp.ShapeError):
+        inner.contract.check_inputs({"x": torch.zeros(2, 3), "z": torch.zeros(3, 4)})
+
+
 # Looking at it.
 
 
