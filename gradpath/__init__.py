@@ -15,8 +15,12 @@ from gradpath.errors import (
 from gradpath.losses import Losses, LossValues
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
+from gradpath.report import GradientReport, gradient_report
+from gradpath.rollout import Rollout
+from gradpath.scan import scan
 from gradpath.stage import Stage, check_finite, observe
 from gradpath.storage import TrainState, load, load_train_state, save
+from gradpath.trajectory import Trajectory
 
 __version__ = "0.1.0"
 
@@ -25,6 +29,7 @@ __all__ = [
     "CaptureError",
     "Contract",
     "ContractError",
+    "GradientReport",
     "GradpathError",
     "InputError",
     "LoadError",
@@ -32,15 +37,19 @@ __all__ = [
     "Losses",
     "NonFiniteError",
     "Pipeline",
+    "Rollout",
     "ShapeError",
     "Stage",
     "TrainState",
+    "Trajectory",
     "WireError",
     "check_finite",
     "current_mode",
+    "gradient_report",
     "load",
     "load_train_state",
     "mode",
     "observe",
     "save",
+    "scan",
 ]
