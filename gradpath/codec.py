@@ -8,6 +8,7 @@ with `$`: `{"$tensor": name}` points to a tensor that is stored beside the JSON,
 from __future__ import annotations
 
 import dataclasses
+import enum
 import importlib
 import math
 from collections import Counter
@@ -36,8 +37,8 @@ class Encoder:
         """Return a value as JSON.
 
         Args:
-            value: Numbers, text, None, lists, tuples, dicts, paths, tensors, arrays, dtypes, devices, stages
-                and other `Configured` objects, dataclasses, named tuples.
+            value: Numbers, text, None, lists, tuples, dicts, enums, paths, tensors, arrays, dtypes, devices,
+                stages and other `Configured` objects, dataclasses, named tuples.
             path: Where the value is, dotted: the name of a tensor and of the place in errors.
 
         Raises:
@@ -45,6 +46,8 @@ class Encoder:
         """
         if isinstance(value, np.generic):
             value = value.item()
+        if isinstance(value, enum.Enum):
+            return {"$enum": _class_name(value, path), "name": value.name}
         if value is None or type(value) in (bool, int, str):
             return value
         if isinstance(value, float):
@@ -67,7 +70,7 @@ class Encoder:
         return [self.encode(item, f"{path}.{index}") for index, item in enumerate(values)]
 
     def _dict(self, value: dict[Any, Any], path: str) -> Any:
-        if type(value) is dict and all(isinstance(key, str) and not key.startswith("$") for key in value):
+        if type(value) is dict and all(type(key) is str and not key.startswith("$") for key in value):
             return {key: self.encode(item, f"{path}.{key}") for key, item in value.items()}
         if type(value) not in (dict, Counter):
             raise _unsupported(value, path)
@@ -135,6 +138,8 @@ class Decoder:
             return {key: self.decode(item) for key, item in value.items()}
         if word == "$object":
             return self._object(value)
+        if word == "$enum":
+            return self._member(value)
         if word == "$same":
             return self._objects[value["$same"]]
         read = _READERS.get(word)
@@ -159,6 +164,13 @@ class Decoder:
         self._objects[value["number"]] = built
         return built
 
+    def _member(self, value: dict[str, Any]) -> Any:
+        members: Any = self._class(value["$enum"]).__members__  # type: ignore[attr-defined]
+        if value["name"] not in members:
+            known = ", ".join(members)
+            raise LoadError(f'{value["$enum"]} has no "{value["name"]}" any more; it has {known}')
+        return members[value["name"]]
+
     def _class(self, text: str) -> type:
         module, _, name = text.partition(":")
         if not covers(self._allow, module):
@@ -180,9 +192,8 @@ class Decoder:
                     f'there is no class "{name}" in {module}{close_match(name, known)}; it was renamed or removed. '
                     f"Use the version that saved the run, or keep the old name"
                 )
-        buildable = (
-            issubclass(found, Configured) or dataclasses.is_dataclass(found) or hasattr(found, "_fields")
-        )
+        known_kind = issubclass(found, (Configured, enum.Enum)) or hasattr(found, "_fields")
+        buildable = known_kind or dataclasses.is_dataclass(found)
         if not buildable or found.__module__ != module:
             raise LoadError(
                 f"{text} is not a stage or a plain object of {module}; it was not written by gp.save"

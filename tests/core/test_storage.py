@@ -1,6 +1,7 @@
 """Saved runs: what comes back, what an interruption leaves, what is refused."""
 
 import dataclasses
+import enum
 import json
 import math
 import os
@@ -236,6 +237,10 @@ class Limits:
     high: tuple[float, ...]
 
 
+class Kind(enum.IntEnum):
+    BOX = 2
+
+
 class Pair(NamedTuple):
     left: int
     right: torch.Tensor
@@ -250,6 +255,7 @@ def test_arguments_come_back_as_they_were():
         "counter": Counter({3: 2}),
         "types": [torch.float64, torch.device("cpu"), Path("a/b"), np.float32(0.5), np.int64(3)],
         "objects": [Limits(1.0, (2.0, 3.0)), Noise(0.25)],
+        "enums": [Kind.BOX, {Kind.BOX: Kind.BOX}],
         "pair": Pair(1, tensor),
         "array": array,
         "same": [tensor, tensor],
@@ -262,6 +268,8 @@ def test_arguments_come_back_as_they_were():
     assert type(back["counter"]) is Counter
     assert back["objects"][0] == Limits(1.0, (2.0, 3.0))
     assert back["objects"][1].config == {"level": 0.25, "bins": 3}
+    assert back["enums"][0] is Kind.BOX
+    assert next(iter(back["enums"][1].items())) == (Kind.BOX, Kind.BOX)
     assert type(back["pair"]) is Pair
     assert torch.equal(back["pair"].right, tensor)
     assert back["same"][0] is back["same"][1] is back["pair"].right
