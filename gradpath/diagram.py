@@ -229,7 +229,7 @@ def _draw_wire(boxes: Mapping[str, Node], wire: Edge, path: Sequence[str]) -> st
         if box.bend:
             x = box.column[1]
             commands += f"H{x:.1f}"
-    title = _title(f"{source.name}.{wire.output} to {target.name}.{wire.input}")
+    title = _title(f"{'.'.join(filter(None, (source.name, wire.output)))} to {target.name}.{wire.input}")
     return f'<path class="wire" d="{commands}">{title}</path>'
 
 

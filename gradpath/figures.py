@@ -149,10 +149,10 @@ class _Axes:
         if percent:
             self.y_ticks, self.y_range = [0.0, 0.25, 0.5, 0.75, 1.0], (0.0, 1.0)
         elif log:
-            low, high = math.floor(min(ys)), math.ceil(max(ys))
-            high += high == low
-            stride = max(1, math.ceil((high - low) / 6))
-            self.y_ticks, self.y_range = [float(t) for t in range(low, high + 1, stride)], (low, high)
+            first, last = math.floor(min(ys)), math.ceil(max(ys))
+            last += last == first
+            stride = max(1, math.ceil((last - first) / 6))
+            self.y_ticks, self.y_range = [float(t) for t in range(first, last + 1, stride)], (first, last)
         else:
             low, high = min(ys), max(ys)
             high += (high == low) * (abs(high) or 1.0)

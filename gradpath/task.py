@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import nn
-
 from gradpath.errors import InputError, LoadError
 
 if TYPE_CHECKING:
     from gradpath.figures import Figure
     from gradpath.losses import Losses
+    from gradpath.stage import Stage
 
 # Import paths, not classes: listing the tasks must not import Warp.
 TASKS: dict[str, str] = {"flight": "gradpath.examples.flight:FlightTask"}
@@ -82,8 +81,8 @@ class Task(abc.ABC):
         self.options: Any = options
 
     @abc.abstractmethod
-    def build(self) -> nn.Module:
-        """Return the model (as a rule a Rollout) with fresh weights, a pure function of the options."""
+    def build(self) -> Stage:
+        """Return the model, as a rule a Rollout, with fresh weights; a pure function of the options."""
 
     @abc.abstractmethod
     def losses(self) -> Losses:
@@ -97,7 +96,7 @@ class Task(abc.ABC):
         both): this is what makes a resumed training identical to one that was never interrupted.
         """
 
-    def forward(self, model: nn.Module, iteration: int) -> Mapping[str, Any]:
+    def forward(self, model: Stage, iteration: int) -> Mapping[str, Any]:
         """Run the model on the sample of one iteration and return the trajectory."""
         args, kwargs = self.sample(iteration)
         return model(*args, **kwargs)
@@ -107,7 +106,7 @@ class Task(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def evaluate(self, model: nn.Module, folder: Path) -> dict[str, Any]:
+    def evaluate(self, model: Stage, folder: Path) -> dict[str, Any]:
         """Measure the trained model and return JSON values; write data files and videos into `folder`.
 
         Shares made with `rate` appear as headline numbers, in their order, in the report and on the terminal.
@@ -211,10 +210,16 @@ def describe_task(name: str) -> str:
     tree = ast.parse(Path(spec.origin).read_text())
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
-            for item in node.body:
-                if isinstance(item, ast.Assign) and getattr(item.targets[0], "id", "") == "description":
-                    return str(ast.literal_eval(item.value))
+            return next((text for item in node.body if (text := _assigned_text(item, "description"))), "")
     return ""
+
+
+def _assigned_text(node: ast.stmt, name: str) -> str:
+    """Return the text that a statement assigns to a name, with or without an annotation."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    value = getattr(node, "value", None)
+    found = isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Constant)
+    return str(value.value) if found and isinstance(value, ast.Constant) else ""
 
 
 def options_to_json(options: TrainOptions) -> dict[str, Any]:
@@ -242,4 +247,7 @@ def options_from_json(cls: type[TrainOptions], values: Mapping[str, Any]) -> Tra
             f"the run has options that {cls.__name__} does not know: {', '.join(unknown)}; "
             "it was written by another version of gradpath or edited by hand"
         )
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    arguments: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return cls(**arguments)

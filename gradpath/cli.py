@@ -1,0 +1,192 @@
+"""The command line: `gradpath train`, `evaluate` and `report`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from gradpath.errors import GradpathError, InputError
+from gradpath.task import TASKS, describe_task, is_rate, task_class
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the trained model of a run folder; print the figures and store them in metrics.json."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    allow: tuple[str, ...] = ()
+    """Modules outside gradpath that the run may import, for tasks of your own."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html of a run folder: curves, gradients, the pipeline, and what the task shows."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    allow: tuple[str, ...] = ()
+    """Modules outside gradpath that the run may import, for tasks of your own."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a training with the options stored in its run folder."""
+
+    resume: Path
+    """The run folder."""
+    allow: tuple[str, ...] = ()
+    """Modules outside gradpath that the run may import, for tasks of your own."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 refused with a message, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb == "--version":
+        return _version()
+    if verb not in VERBS:
+        print(f'unknown command "{verb}"\n\n{_usage()}', file=sys.stderr)
+        return 2
+    try:
+        return VERBS[verb][0](rest)
+    except GradpathError as error:
+        if "--debug" in rest:
+            raise
+        print(f"gradpath {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"gradpath {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def train_command(words: Sequence[str]) -> int:
+    """`gradpath train TASK [--options] [--run DIR]`, or `gradpath train --resume RUN`."""
+    if any(word.split("=")[0] == "--resume" for word in words):
+        return _resume(words)
+    if not words or words[0].startswith("-"):
+        print(_train_usage())
+        return 0 if words and words[0] in ("-h", "--help") else 2
+    from gradpath.runs import next_folder
+    from gradpath.train import train
+
+    cls = task_class(words[0])
+    name = cls.name
+    command = dataclasses.make_dataclass(
+        "Train",
+        [
+            ("options", Annotated[cls.Options, tyro.conf.arg(name="")], cls.Options()),
+            ("run", Annotated[Path | None, tyro.conf.arg(help=RUN_HELP)], None),
+            ("debug", Annotated[bool, tyro.conf.arg(help="Show the traceback of an error.")], False),
+        ],
+    )
+    given: Any = tyro.cli(
+        command, prog=f"gradpath train {words[0]}", description=cls.description, args=list(words[1:])
+    )
+    result = train(cls(given.options), given.run or next_folder(name))
+    return 0 if result.finished else 130
+
+
+def evaluate_command(words: Sequence[str]) -> int:
+    """`gradpath evaluate RUN`."""
+    given = tyro.cli(Evaluate, prog="gradpath evaluate", args=list(words))
+    from gradpath.train import evaluate
+
+    print_metrics(evaluate(given.run, allow=given.allow))
+    return 0
+
+
+def report_command(words: Sequence[str]) -> int:
+    """`gradpath report RUN`."""
+    given = tyro.cli(Report, prog="gradpath report", args=list(words))
+    from gradpath.page import report
+    from gradpath.runs import open_run, read_metrics
+
+    path = report(given.run, allow=given.allow)
+    print_metrics(read_metrics(open_run(given.run, given.allow)).get("evaluation", {}))
+    print(path)
+    return 0
+
+
+def print_metrics(metrics: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the figures of an evaluation, one per line; nested and long values are left to metrics.json."""
+    from gradpath.page import rate_text
+
+    console = console or Console()
+    shown: dict[str, str] = {}
+    for name, value in metrics.items():
+        if is_rate(value):
+            shown[name] = rate_text(value)
+        elif isinstance(value, (int, float, str)):
+            shown[name] = f"{value:.4g}" if isinstance(value, float) else str(value)
+    width = max(map(len, shown), default=0)
+    for name, text in shown.items():
+        console.print(
+            f"{name.replace('_', ' '):<{width}}  {text}", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+RUN_HELP = (
+    "The run folder; runs/TASK-001 and so on by default. "
+    "A folder that holds this task with these options is continued."
+)
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train_command, "train a task in a run folder, or continue a training"),
+    "evaluate": (evaluate_command, "evaluate the trained model of a run folder"),
+    "report": (report_command, "write report.html of a run folder"),
+}
+
+
+def _resume(words: Sequence[str]) -> int:
+    from gradpath.runs import open_run
+    from gradpath.task import task_path
+    from gradpath.train import resume
+
+    named = words[0] if not words[0].startswith("-") else None
+    given = tyro.cli(Resume, prog="gradpath train", args=list(words[1:] if named else words))
+    if named and (there := task_path(open_run(given.resume, given.allow).task)) != named:
+        raise InputError(f'{given.resume} holds a run of task "{there}", not "{named}"; leave the name out')
+    return 0 if resume(given.resume, allow=given.allow).finished else 130
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:<10} {text}" for name, (_, text) in VERBS.items())
+    return (
+        "usage: gradpath COMMAND ...\n\n"
+        "Gradients through a whole robot loop: images, planning, physics and time.\n\n"
+        f"commands:\n{verbs}\n\n"
+        '"gradpath COMMAND --help" lists the options; "python -m gradpath.examples" lists the examples.'
+    )
+
+
+def _train_usage() -> str:
+    tasks = "\n".join(f"  {name:<10} {describe_task(name)}" for name in sorted(TASKS))
+    return (
+        "usage: gradpath train TASK [--run DIR] [options]\n       gradpath train --resume RUN\n\n"
+        f"tasks:\n{tasks}\n  or a path, package.module:Class, for a task of your own\n\n"
+        '"gradpath train TASK --help" lists the options of a task.'
+    )
+
+
+def _version() -> int:
+    from gradpath import __version__
+
+    print(f"gradpath {__version__}")
+    return 0
