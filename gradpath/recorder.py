@@ -5,14 +5,14 @@ Nothing waits for the device until somebody reads: norms go into buffers on the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradpath import tree
 from gradpath.errors import NonFiniteError
@@ -27,11 +27,11 @@ class Wiring:
     """What the recorder must know of a pipeline.
 
     Attributes:
-        parameters: The parameters of each stage, in the order of execution.
+        stages: The stages in the order of execution.
         takes: What each stage takes: names of outputs, and `"carry"` for what comes from the step before.
     """
 
-    parameters: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    stages: Mapping[str, nn.Module] = field(default_factory=dict)
     takes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
@@ -88,34 +88,79 @@ class Recording:
         self._device = like[0].device if like else torch.device("cpu")
         self.carry = self._buffer(self.worlds)
         self.outputs: dict[str, Tensor] = {}
+        stages = owner.wiring.stages
+        self._given_back = (
+            {stage: self._buffer(self.worlds) for stage in stages} if owner.check_finite else {}
+        )
         index = {id(leaf): i for i, leaf in enumerate(captured)}
         self._owned = {
-            stage: [index[id(p)] for p in parameters if id(p) in index]
-            for stage, parameters in owner.wiring.parameters.items()
+            stage: [index[id(p)] for p in module.parameters() if id(p) in index]
+            for stage, module in stages.items()
         }
-        if not owner.wiring.parameters:
+        if not stages:
             self._owned = {"step": list(range(len(captured)))}
         self._owned = {stage: owned for stage, owned in self._owned.items() if owned}
         self.parameters = {stage: self._buffer() for stage in self._owned}
         self.complete = False
+        self._paused = False
 
-    def taping(self, step: int) -> AbstractContextManager[None]:
-        """Attach to every output of every stage that runs within."""
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not measure the backward passes that run within."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    @contextmanager
+    def taping(self, step: int) -> Iterator[None]:
+        """Attach to every output of every stage that runs within; with `check_finite`, to every input too."""
 
         def attach(stage: str, path: str, value: Tensor) -> None:
             if value.requires_grad:
                 value.register_hook(partial(self._output, f"{stage}.{path}", step))
 
-        return observe(attach)
+        handles = [
+            self._owner.wiring.stages[stage].register_forward_pre_hook(
+                partial(self._attach_inputs, stage, step), with_kwargs=True
+            )
+            for stage in self._given_back
+        ]
+        try:
+            with observe(attach):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _attach_inputs(
+        self, stage: str, step: int, module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Give a stage its own alias of each input, to see what gradient this stage alone gives to it."""
+
+        def alias(leaf: Any) -> Any:
+            if not (isinstance(leaf, Tensor) and leaf.requires_grad):
+                return leaf
+            own = leaf.view_as(leaf)
+            own.register_hook(partial(self._input, stage, step))
+            return own
+
+        return tree.map_leaves(alias, args), tree.map_leaves(alias, kwargs)
 
     def reversing(self) -> None:
         """Forget an earlier backward pass."""
+        if self._paused:
+            return
         self.complete = False
-        for buffer in (self.carry, *self.outputs.values(), *self.parameters.values()):
+        buffers = (self.carry, *self.outputs.values(), *self.parameters.values(), *self._given_back.values())
+        for buffer in buffers:
             buffer.zero_()
 
     def reversed(self, step: int, adjoint: list[Tensor | None], captured: list[Tensor | None]) -> None:
         """Measure the adjoint of a carry and the gradients of captured leaves."""
+        if self._paused:
+            return
         flowing = [grad for grad in adjoint if grad is not None]
         if flowing:
             self.carry[step] = _norm(flowing, self.worlds)
@@ -130,6 +175,8 @@ class Recording:
         Raises:
             NonFiniteError: names the stage, the time step and the world.
         """
+        if self._paused:
+            return
         self.complete = True
         self._owner.last = self
         if self._owner.check_finite and (fault := self.fault()) is not None:
@@ -140,7 +187,9 @@ class Recording:
 
     def fault(self) -> Fault | None:
         """Find where a gradient stopped being finite; None where all are. Waits for the device."""
-        everything = {CARRY: self.carry, **self.outputs, **{f"{s}.": p for s, p in self.parameters.items()}}
+        everything = {CARRY: self.carry, **self.outputs}
+        everything |= {f"{stage}.": norms for stage, norms in self.parameters.items()}
+        everything |= {f"{stage}<": norms for stage, norms in self._given_back.items()}
         sums = torch.stack([buffer.sum() for buffer in everything.values()])
         if bool(sums.isfinite().all()):
             return None
@@ -151,28 +200,36 @@ class Recording:
         step = max(steps)
         here = {name: flags[step] for name, flags in bad.items() if flags[step].any()}
         worlds = [int(f.nonzero()[0]) for f in here.values() if len(f) == self.worlds and self.worlds > 1]
-        values = tuple(name for name in here if not name.endswith("."))
+        values = tuple(name for name in here if name[-1] not in ".<")
         return Fault(step, min(worlds, default=None), self._suspects(here, values), values)
 
     def _suspects(self, here: Mapping[str, Tensor], values: tuple[str, ...]) -> tuple[str, ...]:
-        """The stages whose outputs got finite gradients only, and that gave others to what they take or own."""
-        takes = self._owner.wiring.takes
-        suspects = []
-        for stage in takes:
-            received = any(name.startswith(f"{stage}.") for name in values)
-            gave = f"{stage}." in here or any(
-                _covers(taken, name) for taken in takes[stage] for name in values
-            )
-            if gave and not received:
-                suspects.append(stage)
-        return tuple(suspects)
+        """The stages that received finite gradients only and gave others to what they own or take.
 
-    def _output(self, name: str, step: int, grad: Tensor) -> None:
+        What one stage gave is known with `check_finite`; otherwise only what all takers of a value gave together.
+        """
+        takes = self._owner.wiring.takes
+        clean = [stage for stage in takes if not any(name.startswith(f"{stage}.") for name in values)]
+        certain = tuple(stage for stage in clean if f"{stage}." in here or f"{stage}<" in here)
+        if certain:
+            return certain
+        return tuple(s for s in clean if any(_covers(taken, name) for taken in takes[s] for name in values))
+
+    def _output(self, name: str, step: int, grad: Tensor | None) -> None:
+        if grad is None:  # torch calls the hook of a tensor that the loss does not reach, too
+            return
+        if self._paused:
+            return
         worlds = self.worlds if grad.ndim and grad.shape[0] == self.worlds else 1
         buffer = self.outputs.get(name)
         if buffer is None:
             buffer = self.outputs[name] = self._buffer(worlds)
         buffer[step] = _norm([grad], worlds)
+
+    def _input(self, stage: str, step: int, grad: Tensor | None) -> None:
+        if grad is not None and not self._paused:
+            worlds = self.worlds if grad.ndim and grad.shape[0] == self.worlds else 1
+            self._given_back[stage][step] += _norm([grad], worlds)
 
     def _buffer(self, *shape: int) -> Tensor:
         return torch.zeros((self.length, *shape), dtype=torch.float64, device=self._device)
@@ -183,7 +240,8 @@ class GradientRecorder:
 
     Args:
         wiring: The stages of the step; empty for a step that is no pipeline.
-        check_finite: Refuse gradients that are NaN or infinite. One wait for the device per backward pass.
+        check_finite: Refuse gradients that are NaN or infinite, and look at what each single stage gives back
+            to name the one that turned finite gradients into others. One wait for the device per backward pass.
     """
 
     def __init__(self, wiring: Wiring | None = None, check_finite: bool = False):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradpath.errors import InputError
-from gradpath.losses import LossValues
+from gradpath.errors import GradpathError, InputError
+from gradpath.losses import Losses, LossValues
 from gradpath.recorder import Fault, Recording
 from gradpath.rollout import Rollout
 
 
-def gradient_report(rollout: Rollout, losses: LossValues | None = None) -> GradientReport:
+def gradient_report(rollout: Rollout, losses: Losses | LossValues | None = None) -> GradientReport:
     """Report on the gradients of the latest backward pass through a rollout.
 
     ```python
@@ -26,12 +26,14 @@ def gradient_report(rollout: Rollout, losses: LossValues | None = None) -> Gradi
 
     Args:
         rollout: A rollout through which a backward pass has run.
-        losses: The losses of that pass, to compare them with one another: the norm of the gradient of each
-            one, weighted, with respect to all parameters of the rollout. This runs one backward pass per loss, so
-            the pass before must have kept the graph: `values.total.backward(retain_graph=True)`.
+        losses: The losses of that pass. `Losses` adds their weights to the report. `LossValues`, what calling
+            them gave, adds the norm of the gradient of each weighted loss with respect to all parameters of the
+            rollout, to compare them with one another. This runs one backward pass per loss, so the pass before
+            must have kept the graph: `values.total.backward(retain_graph=True)`.
 
     Raises:
-        InputError: nothing was recorded: no backward pass yet, or `record_gradients=False`.
+        InputError: nothing was recorded (no backward pass yet, or `record_gradients=False`), or the graph of the
+            losses is gone.
     """
     if rollout.recorder is None:
         raise InputError("the rollout records no gradients; build it with record_gradients=True")
@@ -40,9 +42,13 @@ def gradient_report(rollout: Rollout, losses: LossValues | None = None) -> Gradi
         raise InputError(
             "no backward pass has run through the rollout yet; call .backward() on a loss of it first"
         )
-    per_loss = {} if losses is None else _loss_norms(rollout, losses)
-    rollout.recorder.last = recording
-    return GradientReport.of(recording, [stage for stage in rollout.recorder.wiring.takes], per_loss)
+    order = list(rollout.recorder.wiring.takes)
+    if isinstance(losses, Losses):
+        weights = {name: term.weight for name, term in losses.terms.items()}
+        return GradientReport.of(recording, order, weights=weights)
+    with recording.paused():
+        norms = {} if losses is None else _loss_norms(rollout, losses)
+    return GradientReport.of(recording, order, norms)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class GradientReport:
         non_finite_share: Share of steps and worlds where it is NaN or infinite.
         fault: Where a gradient first stopped being finite, None where all are finite.
         losses: Norm of the gradient of each weighted loss with respect to all parameters, where asked for.
+        weights: Weights of the losses, where they were given.
     """
 
     length: int
@@ -75,10 +82,15 @@ class GradientReport:
     non_finite_share: float
     fault: Fault | None
     losses: dict[str, float]
+    weights: dict[str, float]
 
     @classmethod
     def of(
-        cls, recording: Recording, order: list[str], losses: Mapping[str, float] | None = None
+        cls,
+        recording: Recording,
+        order: Sequence[str],
+        losses: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> GradientReport:
         """Read a recording; waits for the device."""
         carry = recording.carry.cpu().clone()
@@ -101,6 +113,7 @@ class GradientReport:
             non_finite_share=float((~finite).double().mean()),
             fault=recording.fault(),
             losses=dict(losses or {}),
+            weights=dict(weights or {}),
         )
 
     def worst_worlds(self, count: int = 5) -> list[tuple[int, float]]:
@@ -125,6 +138,7 @@ class GradientReport:
             "outputs": {name: _plain(_over_worlds(norms).tolist()) for name, norms in self.outputs.items()},
             "parameters": {name: _plain(norms.tolist()) for name, norms in self.parameters.items()},
             "losses": {name: _plain(norm) for name, norm in self.losses.items()},
+            "weights": self.weights,
         }
 
     def table(self) -> str:
@@ -155,7 +169,8 @@ class GradientReport:
         ]
         if self.fault is not None:
             notes.append(f"first gradient that is not finite: {self.fault}")
-        notes += [f'loss "{name}": {norm:.4g}' for name, norm in self.losses.items()]
+        notes += [f'loss "{name}": gradient norm {norm:.3g}' for name, norm in self.losses.items()]
+        notes += [f'loss "{name}": weight {weight:g}' for name, weight in self.weights.items()]
         return notes
 
     def __str__(self) -> str:
@@ -164,13 +179,19 @@ class GradientReport:
 
 def _loss_norms(rollout: Rollout, losses: LossValues) -> dict[str, float]:
     parameters = [parameter for parameter in rollout.parameters() if parameter.requires_grad]
-    norms = {}
+    norms = dict.fromkeys(losses.weighted, 0.0)
     for name, value in losses.weighted.items():
-        grads = (
-            torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            if value.requires_grad
-            else []
-        )
+        if not value.requires_grad or not parameters:
+            continue
+        try:
+            grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        except (RuntimeError, GradpathError) as error:
+            if "second time" not in str(error):
+                raise
+            raise InputError(
+                "the graph of the losses is gone, so their gradients cannot be told apart; call "
+                ".total.backward(retain_graph=True) before gradient_report(rollout, values)"
+            ) from None
         present = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads if grad is not None]
         norms[name] = float(torch.stack(present).norm()) if present else 0.0
     return norms

@@ -149,7 +149,7 @@ class Rollout(Stage):
             return CARRY if carried else str(source)
 
         return Wiring(
-            {name: list(self.step.stages[name].parameters()) for name in graph.order},
+            {name: self.step.stages[name] for name in graph.order},
             {name: frozenset(map(taken, graph.inputs(name).values())) for name in graph.order},
         )
 

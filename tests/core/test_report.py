@@ -1,0 +1,191 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from gradpath.contract import Contract
+from gradpath.errors import InputError, NonFiniteError
+from gradpath.losses import Losses
+from gradpath.pipeline import Pipeline
+from gradpath.report import gradient_report
+from gradpath.rollout import Rollout
+from gradpath.scan import scan
+from gradpath.stage import Stage
+
+LENGTH, WORLDS = 10, 3
+
+
+class Policy(Stage):
+    contract = Contract(inputs={"x": "B 2"}, outputs={"u": "B 2"})
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2, dtype=torch.float64)
+        with torch.no_grad():
+            self.net.weight.copy_(torch.tensor([[0.3, -0.1], [0.2, 0.4]]))
+            self.net.bias.zero_()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Body(Stage):
+    """Scales its state; takes a root that has an infinite slope where the trap is sprung."""
+
+    contract = Contract(inputs={"x": "B 2", "u": "B 2", "trap": "B"}, outputs={"x": "B 2", "extra": "B 2"})
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x, u, trap):
+        root = (x * trap[:, None]).abs().sqrt() * (trap[:, None] == 0)
+        return self.scale * x + 0.0 * u + 0.0 * root, 2.0 * u
+
+
+def rollout(scale=1.2, memory="all", **options):
+    step = Pipeline(
+        policy=Policy(), body=Body(scale), wires={"policy.x": "x", "body.x": "x", "body.trap": "trap"}
+    )
+    return Rollout(step, LENGTH, {"x": "body.x"}, memory=memory, sequences=["trap"], **options)
+
+
+def start():
+    return torch.tensor([[1.0, 0.5], [2.0, 1.0], [0.1, 0.2]], dtype=torch.float64)
+
+
+def no_trap():
+    return torch.ones(LENGTH, WORLDS, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("memory", ["all", 2])
+def test_norms_by_step_world_and_stage(memory):
+    flight = rollout(memory=memory)
+    weights = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
+    trajectory = flight(start(), trap=no_trap())
+    (trajectory.final["x"].sum(-1) * weights).sum().backward()
+    report = gradient_report(flight)
+    steps = torch.arange(LENGTH, dtype=torch.float64)
+    expected = 2**0.5 * 1.2 ** (LENGTH - steps[1:, None]) * weights
+    torch.testing.assert_close(report.carry[1:], expected)
+    assert report.carry[0].abs().sum() == 0  # the first carry needs no gradient here
+    torch.testing.assert_close(report.outputs["body.x"][:-1], expected)
+    assert report.growth == pytest.approx(torch.tensor(1.2).log().item(), rel=1e-6)
+    assert report.worst_worlds(2)[0][0] == 1
+    assert report.zero_share == pytest.approx((WORLDS + LENGTH - 1) / (LENGTH * WORLDS))
+    assert report.non_finite_share == 0 and report.fault is None
+    assert list(report.outputs) == ["policy.u", "body.x"]
+
+
+def test_parameter_norms_are_those_of_single_steps():
+    flight = rollout(scale=1.0)
+    trajectory = flight(start(), trap=no_trap())
+    trajectory["body.extra"].sum().backward()
+    report = gradient_report(flight)
+    x = start()  # constant through time, as the scale is 1; d(2 W x)/dW = 2 x in each row
+    want = torch.cat([2 * x.sum(0).repeat(2), torch.full((2,), 2.0 * WORLDS, dtype=torch.float64)]).norm()
+    torch.testing.assert_close(report.parameters["policy"], want.expand(LENGTH))
+    extra = torch.full((LENGTH, WORLDS), 2**0.5, dtype=torch.float64)
+    torch.testing.assert_close(report.outputs["body.extra"], extra)
+    both = (report.outputs["body.x"].square().sum(1) + extra.square().sum(1)).sqrt()
+    torch.testing.assert_close(report.stages["body"], both)
+
+
+def test_the_latest_backward_pass_counts():
+    flight = rollout()
+    trajectory = flight(start(), trap=no_trap())
+    trajectory.final["x"].sum().backward(retain_graph=True)
+    first = gradient_report(flight)
+    trajectory["body.x"][2].sum().backward()
+    second = gradient_report(flight)
+    assert first.carry[5].sum() > 0 and second.carry[5].sum() == 0 and second.carry[2].sum() > 0
+    assert first.carry[5].sum() > 0, "an earlier report must not change"
+
+
+def test_decay_shows():
+    flight = rollout(scale=1.0, decay=0.5)
+    flight(start(), trap=no_trap()).final["x"].sum().backward()
+    report = gradient_report(flight)
+    assert report.growth == pytest.approx(torch.tensor(0.5).log().item(), rel=1e-6)
+    assert "gradient decay: 0.5 per step" in report.table()
+
+
+def test_table_and_json():
+    flight = rollout()
+    trajectory = flight(start(), trap=no_trap())
+    losses = Losses(
+        end=(2.0, lambda t: t.final["x"].sum(-1)), extra=(0.5, lambda t: t["body.extra"].square().sum(-1))
+    )
+    values = losses(trajectory)
+    values.total.backward(retain_graph=True)
+    text = gradient_report(flight, losses).table()
+    for part in (
+        "carry",
+        "policy.u",
+        "body.x",
+        "policy parameters",
+        "growth per step",
+        'loss "end": weight 2',
+    ):
+        assert part in text
+    report = gradient_report(flight, values)
+    assert report.losses["end"] == 0 and report.losses["extra"] > 0
+    again = gradient_report(flight)
+    assert torch.equal(again.carry, report.carry), "comparing losses must not disturb the recording"
+    data = json.loads(json.dumps(report.json(), allow_nan=False))
+    assert len(data["carry"]) == LENGTH and data["worlds"] == WORLDS and data["losses"]["extra"] > 0
+
+
+@pytest.mark.parametrize("memory", ["all", 2])
+def test_a_fault_is_named_by_stage_step_and_world(memory):
+    trap = no_trap()
+    trap[6, 1] = trap[3, 2] = 0.0
+    flight = rollout(memory=memory)
+    flight(start(), trap=trap).final["x"].sum().backward()
+    report = gradient_report(flight)
+    assert (report.fault.step, report.fault.world) == (6, 1)
+    assert report.fault.stages == ("policy", "body"), "both take the state; which one it was is not looked at"
+    assert (
+        report.non_finite_share > 0
+        and 'stage "policy" or stage "body", time step 6, world 1' in report.table()
+    )
+    json.dumps(report.json(), allow_nan=False)
+    flight = rollout(memory=memory, check_finite=True)
+    trajectory = flight(start(), trap=trap)
+    with pytest.raises(NonFiniteError, match='stage "body", time step 6, world 1'):
+        trajectory.final["x"].sum().backward()
+    assert all(parameter.grad is None for parameter in flight.parameters())
+
+
+def test_scan_can_check_on_its_own():
+    weight = torch.tensor(1.0, requires_grad=True)
+    xs = torch.ones(8, 4)
+    xs[5, 2] = 0.0
+
+    def step(carry, x):
+        return carry * weight + (carry * x).sqrt() * 0.0, None
+
+    h, _ = scan(step, torch.ones(4), xs, check_finite=True, memory=2)
+    with pytest.raises(NonFiniteError, match="the step, time step 5, world 2"):
+        h.sum().backward()
+    assert weight.grad is None
+
+
+def test_large_gradients_are_not_called_infinite():
+    weight = torch.tensor(1.0, requires_grad=True)
+    h, _ = scan(lambda c, x: (c * weight * 1e6, None), torch.full((2, 2), 1e-30), length=6, check_finite=True)
+    (h * 1e-12).sum().backward()
+    assert weight.grad.isfinite()
+
+
+def test_nothing_recorded_is_said():
+    with pytest.raises(InputError, match="no backward pass"):
+        gradient_report(rollout())
+    with pytest.raises(InputError, match="record_gradients=True"):
+        gradient_report(rollout(record_gradients=False))
+    flight = rollout()
+    values = Losses(extra=(1.0, lambda t: t["body.extra"].sum(-1)))(flight(start(), trap=no_trap()))
+    values.total.backward()
+    with pytest.raises(InputError, match="retain_graph=True"):
+        gradient_report(flight, values)
