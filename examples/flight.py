@@ -24,6 +24,7 @@ RADIUS = 0.15  # of the drone [m]
 CLEARANCE_MARGIN = 0.35  # distance from which the loss begins to push [m]
 EVALUATION_SEED = 20_000  # no training world is drawn from it
 MASS = 1.0  # [kg]
+RECORD = ("body.state", "clearance.distance", "plan.command", "target.target_velocity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ def build_step(
             options.height, options.width, features=options.features, channels=(16, 32, 32)
         ),
         "plan": planners.Policy(options.features, low=(-6.0, -6.0, -3.0), high=(6.0, 6.0, 3.0)),
+        "hold": planners.HoldVelocity(speed=options.speed),
         "control": planners.AttitudeController(MASS),
         "body": sim.Quadrotor(dt=1.0 / options.control_rate, substeps=4, mass=MASS),
         "clearance": sim.Clearance(shapes, counts),
@@ -119,7 +121,7 @@ def build_step(
         "camera.pose": "state.pose",
         "target.pose": "state.pose",
         "motion.state": "state",
-        "control.acceleration": "plan.command",
+        "hold.correction": "plan.command",
         "control.pose": "state.pose",
         "body.state": "state",
         "clearance.pose": "body.state.pose",
@@ -144,7 +146,7 @@ def build_rollout(options: FlightOptions, step: gp.Pipeline) -> gp.Rollout:
         carry={"state": "body.state", "memory": "encode.memory"},
         memory=memory,
         decay=options.decay ** (1.0 / options.control_rate) if options.decay < 1.0 else None,
-        record=["body.state", "clearance.distance", "plan.command", "target.target_velocity"],
+        record=RECORD,
     )
 
 
@@ -165,7 +167,7 @@ def clearance_loss(distance: Tensor) -> Tensor:
     sharpness = 12.0
     near = nn.functional.softplus((CLEARANCE_MARGIN - distance) * sharpness) / sharpness
     before = torch.cat([distance[:1], distance[:-1]])
-    approach = torch.relu(before - distance).detach()
+    approach = torch.relu(before - distance)
     return (near * (0.3 + 12.0 * approach)).sum(-1).mean(0)
 
 
@@ -247,18 +249,17 @@ class FlightTask(Task):
 
         assert isinstance(model, gp.Rollout)
         worlds = draw_worlds(self.options.evaluation_worlds, (EVALUATION_SEED, self.options.seed))
-        trained = dict(model.step.stages.items())
-        shared = {name: stage for name, stage in trained.items() if name not in ("blindfold", "gate")}
-        plain = dataclasses.replace(self.options, memory="all", renderer_gradient="full")
+        plain = dataclasses.replace(self.options, memory="all", decay=1.0, renderer_gradient="full")
+        trained = {name: stage for name, stage in model.step.stages.items() if name != "gate"}
+        idle = {**trained, "plan": planners.Idle(plain.features)}
         flights = {
-            "trained": build_step(plain, stages=shared),
-            "blindfolded": build_step(plain, stages=shared, blind=True),
-            "straight": build_step(
-                plain, stages={**shared, "plan": planners.HoldVelocity(speed=plain.speed)}
-            ),
+            "trained": build_step(plain, stages=trained),
+            "blindfolded": build_step(plain, stages=trained, blind=True),
+            "straight": build_step(plain, stages=idle),
         }
         metrics: dict[str, Any] = {}
         trajectories: dict[str, Mapping[str, Any]] = {}
+        successes: dict[str, Tensor] = {}
         args, kwargs = self._arguments(worlds, EVALUATION_SEED)
         for name, step in flights.items():
             kwargs = {
@@ -268,11 +269,12 @@ class FlightTask(Task):
             with gp.mode("hard"), torch.no_grad():
                 trajectories[name] = build_rollout(plain, step)(*args, **kwargs)
             result = outcome(trajectories[name])
+            successes[name] = result["success"]
             metrics[name] = rate(int(result["success"].sum()), len(result["success"]))
             metrics[f"{name}_collided"] = float((result["clearance"] < RADIUS).float().mean())
             for kind, mask in (("forests", ~worlds.rooms), ("rooms", worlds.rooms)):
                 metrics[f"{name}_{kind}"] = float(result["success"].cpu()[mask].float().mean())
-        write_evaluation(folder, worlds, trajectories, self.options)
+        write_evaluation(folder, worlds, trajectories, successes, self.options)
         return metrics
 
     def figures(self, folder: Path) -> list[Figure]:
@@ -282,7 +284,9 @@ class FlightTask(Task):
         return flight_figures(folder)
 
 
-def main(iterations: int = 3, worlds: int = 4, seconds: float = 2.0, seed: int = 0) -> dict[str, float]:
+def main(
+    iterations: int = 3, worlds: int = 4, seconds: float = 2.0, seed: int = 0, repeat: bool = False
+) -> dict[str, float]:
     """Train for a few iterations on few worlds and print the losses: the smallest whole of the task.
 
     Args:
@@ -290,6 +294,7 @@ def main(iterations: int = 3, worlds: int = 4, seconds: float = 2.0, seed: int =
         worlds: Worlds per iteration.
         seconds: Length of a flight [s].
         seed: Seed of weights, worlds and noise.
+        repeat: Fly the same worlds in every iteration, so that the losses compare.
     """
     options = FlightOptions(iterations=iterations, worlds=worlds, seconds=seconds, seed=seed)
     task = FlightTask(options)
@@ -297,10 +302,10 @@ def main(iterations: int = 3, worlds: int = 4, seconds: float = 2.0, seed: int =
     optimizer = torch.optim.AdamW(rollout.parameters(), lr=options.learning_rate)
     totals = []
     for iteration in range(iterations):
-        values = losses(task.forward(rollout, iteration))
+        values = losses(task.forward(rollout, 0 if repeat else iteration))
         optimizer.zero_grad()
         values.total.backward()
         optimizer.step()
-        totals.append(float(values.total))
+        totals.append(values.total.item())
         print(f"iteration {iteration}: loss {totals[-1]:.3f}")
     return {"first_loss": totals[0], "last_loss": totals[-1]}

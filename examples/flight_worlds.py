@@ -73,7 +73,7 @@ def solid_shapes() -> tuple[list[int | TriangleMesh], list[int]]:
     return [shapes[name] for name in COUNTS], list(COUNTS.values())
 
 
-def draw_worlds(batch: int, seed: tuple[int, ...], density: float = 1.0) -> Worlds:
+def draw_worlds(batch: int, seed: tuple[int, ...], density: float = 0.6) -> Worlds:
     """Draw worlds; the same seed gives the same worlds.
 
     Every other world is a room, with two walls that have a doorway each, the others are forests.

@@ -215,7 +215,7 @@ def _parse(text: str, target: str, nodes: Mapping[str, Node]) -> Source:
             f'wire "{target}" (from "{text}"): {what}{close_match(".".join(fields), outputs)}; '
             f"its outputs are {known}"
         )
-    for close in difflib.get_close_matches(head, list(nodes), n=1) if fields else ():
+    for close in difflib.get_close_matches(head, list(nodes), n=1, cutoff=0.75) if fields else ():
         # Else a misspelt stage would silently become an external input.
         if fields[0] in nodes[close].contract.outputs:
             meant = ".".join((close, *fields))

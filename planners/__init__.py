@@ -6,6 +6,6 @@ if __name__ != "gradpath.planners":
     )
 
 from gradpath.planners.flight import AttitudeController, FlyTowards, HoldVelocity
-from gradpath.planners.policy import Policy
+from gradpath.planners.policy import Idle, Policy
 
-__all__ = ["AttitudeController", "FlyTowards", "HoldVelocity", "Policy"]
+__all__ = ["AttitudeController", "FlyTowards", "HoldVelocity", "Idle", "Policy"]

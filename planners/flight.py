@@ -1,6 +1,5 @@
 """Flight planners: where to fly, and the inner loop from a wanted acceleration to thrust and body rates."""
 
-
 import torch
 from torch import Tensor
 
@@ -36,25 +35,26 @@ class FlyTowards(Stage):
 
 
 class HoldVelocity(Stage):
-    """Straight flight: the acceleration that takes a vehicle to its wanted velocity, blind to everything else.
+    """The acceleration that takes a vehicle to its wanted velocity, and a planner's correction on top.
 
     Args:
         gain: Acceleration per velocity error [1/s].
         speed: The scale of the velocities in `motion` [m/s].
 
-    Inputs: `feature`, not used; `motion` (B, 9), whose first three numbers are the velocity error over `speed`, in
-    the heading frame. Outputs: `command` (B, 3), acceleration in the heading frame [m/s^2]. Gradients: exact.
+    Inputs: `motion` (B, 9), whose first three numbers are the velocity error over `speed`, in the heading frame;
+        `correction` (B, 3), acceleration in the heading frame [m/s^2].
+    Outputs: `acceleration` (B, 3) in the heading frame [m/s^2]. Gradients: exact.
     """
 
-    contract = Contract(inputs={"feature": "B F", "motion": "B 9"}, outputs={"command": "B 3"})
+    contract = Contract(inputs={"motion": "B 9", "correction": "B 3"}, outputs={"acceleration": "B 3"})
 
     def __init__(self, gain: float = 1.5, speed: float = 3.0):
         super().__init__()
         self.gain, self.speed = gain, speed
 
-    def forward(self, feature: Tensor, motion: Tensor) -> Tensor:
+    def forward(self, motion: Tensor, correction: Tensor) -> Tensor:
         """Return the acceleration of each world."""
-        return -self.gain * self.speed * motion[:, :3]
+        return correction - self.gain * self.speed * motion[:, :3]
 
 
 class AttitudeController(Stage):

@@ -53,3 +53,27 @@ class Policy(Stage):
     def forward(self, feature: Tensor) -> Tensor:
         """Command each world."""
         return self.low + (self.high - self.low) * (0.5 + 0.5 * torch.tanh(self.head(feature)))
+
+
+class Idle(Stage):
+    """A planner that commands zero whatever it is told: the baseline of every policy that corrects a controller.
+
+    Args:
+        features: Size of the feature it ignores.
+        actions: Number of commands.
+
+    Inputs: `feature` (B, features). Outputs: `command` (B, actions), zero. Gradients: none.
+    """
+
+    contract: Contract
+
+    def __init__(self, features: int = 64, actions: int = 3):
+        super().__init__()
+        self.contract = Contract(
+            inputs={"feature": f"B {features}"}, outputs={"command": f"B {actions}"}, gradient="none"
+        )
+        self.actions = actions
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Command nothing."""
+        return feature.new_zeros(len(feature), self.actions)

@@ -3,9 +3,9 @@
 if __name__ != "gradpath.render":
     raise ImportError("import this area as gradpath.render; a second copy would register every kernel twice")
 
-from gradpath.render.camera import DepthCamera, pinhole
+from gradpath.render.camera import LOOKING_AHEAD, DepthCamera, pinhole
 from gradpath.render.rasterize import rasterize
 from gradpath.render.scene import Scene
 from gradpath.render.topology import Topology
 
-__all__ = ["DepthCamera", "Scene", "Topology", "pinhole", "rasterize"]
+__all__ = ["LOOKING_AHEAD", "DepthCamera", "Scene", "Topology", "pinhole", "rasterize"]

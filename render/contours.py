@@ -11,6 +11,8 @@ profile(-d); profile is a quintic step of compact support, 1/2 at 0. Both sides 
 image is continuous where a contour sweeps over a pixel, and the 1/2 level of alpha is the outline itself. The depth
 of a fringe is the mean log depth of the contours near the pixel, weighted towards the nearest.
 """
+# mypy: ignore-errors
+# Kernels are written in Warp's language: their annotations are values, not Python types.
 
 import functools
 from types import SimpleNamespace

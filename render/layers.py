@@ -3,6 +3,8 @@
 Rays and triangles meet by the sign of scalar triple products with the camera centre (Olano and Greer 1997), so a
 triangle that crosses the plane of the camera needs no clipping; only its bounding box does.
 """
+# mypy: ignore-errors
+# Kernels are written in Warp's language: their annotations are values, not Python types.
 
 import functools
 from types import SimpleNamespace

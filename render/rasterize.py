@@ -269,3 +269,41 @@ class _Launcher:
                 self.edge_kernels.scatter, (*edges, *given, *state, *out), (self.topology.edges.shape[0],)
             )
         return g_points, g_cameras
+
+
+def _samples(batch: int) -> dict[str, Any]:
+    """Two tetrahedra, one before the other, at another place in each world."""
+    generator = torch.Generator().manual_seed(11)
+    corners = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0]])
+    shapes = torch.cat(
+        [0.5 * corners + torch.tensor([-0.3, 0.1, 3.0]), corners + torch.tensor([0.5, -0.2, 6.0])]
+    )
+    shift = 0.1 * torch.randn(batch, 8, 3, generator=generator, dtype=torch.float64)
+    face = torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]], dtype=torch.int32)
+    K = torch.tensor([[9.0, 0.0, 5.1], [0.0, 9.0, 4.2], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return {
+        "points_camera": shapes.to(torch.float64) + shift,
+        "faces": torch.cat([face, face + 4]),
+        "K": K.expand(batch, 3, 3),
+    }
+
+
+def _small(points_camera: Tensor, faces: Tensor, K: Tensor) -> dict[str, Tensor]:
+    """The operation on a small image; K without its constant entries, whose change is refused."""
+    mask = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]).to(K)
+    K = K * mask + (K * (1.0 - mask)).detach()
+    return rasterize(points_camera, faces, K=K, height=8, width=10, far=20.0, validate=False)
+
+
+kernels.register(
+    "rasterize",
+    kernels=[
+        lambda scalar: layers.make(scalar).raster,
+        lambda scalar: contours.make(scalar).gather,
+        lambda scalar: contours.make(scalar).composite,
+        lambda scalar: contours.make(scalar).uncomposite,
+        lambda scalar: contours.make(scalar).scatter,
+    ],
+    fn=_small,
+    samples=_samples,
+)

@@ -1,0 +1,211 @@
+"""The main job, whole: gradients of the complete pipeline, exactness of its checkpoints, its worlds and its result."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import gradpath as gp
+from gradpath import sim
+from gradpath.examples import flight
+from gradpath.examples.flight_worlds import COUNTS, HIDDEN, draw_worlds
+
+OPTIONS = flight.FlightOptions(worlds=2, seconds=20 / 12, features=16, height=16, width=20)
+
+
+def double(tree):
+    if isinstance(tree, dict):
+        return {name: double(value) for name, value in tree.items()}
+    return tree.double() if isinstance(tree, torch.Tensor) and tree.is_floating_point() else tree
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The complete pipeline in float64 over 20 steps and 2 worlds, with learnable physics and worlds close ahead."""
+    task = flight.FlightTask(OPTIONS)
+    body = sim.Quadrotor(dt=1 / OPTIONS.control_rate, substeps=4, mass=flight.MASS, learnable=True)
+    step = task.build().step.replace(body=body).double()
+    rollout = flight.build_rollout(OPTIONS, step)
+    (state,), inputs = task.sample(0)
+    obstacles = double(inputs["obstacles"])
+    obstacles["pose"][:, :, 0] *= 0.4  # into reach of 20 steps
+    return rollout, task.losses(), double(state), obstacles, inputs["goal"].double()
+
+
+def objective(whole, state, obstacles):
+    rollout, losses, _, _, goal = whole
+    trajectory = rollout(state, obstacles=obstacles, goal=goal, generator=torch.Generator().manual_seed(4))
+    return losses(trajectory).total
+
+
+def directional(whole, change, apply, size=1e-6):
+    """Central difference of the objective along one direction."""
+    with torch.no_grad():
+        high = objective(whole, *apply(size, change))
+        low = objective(whole, *apply(-size, change))
+    return float(high - low) / (2 * size)
+
+
+@pytest.mark.parametrize("what", ["state", "weights", "obstacle", "mass"])
+def test_gradient_of_the_whole_objective_equals_central_differences(whole, what):
+    rollout, _, state, obstacles, _ = whole
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(tensor):
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    leaves = {name: value.clone().requires_grad_() for name, value in state.items()}
+    pose = obstacles["pose"].clone().requires_grad_()
+    rollout.zero_grad()
+    objective(whole, leaves, {**obstacles, "pose": pose}).backward()
+
+    if what == "state":
+        change = {name: draw(value) for name, value in state.items()}
+        gradient = sum(float((leaves[name].grad * change[name]).sum()) for name in state)
+
+        def apply(size, change):
+            return {name: state[name] + size * change[name] for name in state}, obstacles
+
+    elif what == "obstacle":
+        change = torch.zeros_like(pose)
+        used = obstacles["pose"][0, :, 2] > HIDDEN
+        nearest = torch.where(used, obstacles["pose"][0, :, 0], torch.inf).argmin()
+        change[0, nearest] = draw(change[0, nearest])
+        gradient = float((pose.grad * change).sum())
+
+        def apply(size, change):
+            return state, {**obstacles, "pose": obstacles["pose"] + size * change}
+
+    else:
+        every = dict(rollout.named_parameters())
+        picked = {name: p for name, p in every.items() if name.endswith("mass") == (what == "mass")}
+        change = {name: draw(p) for name, p in picked.items()}
+        gradient = sum(
+            float((p.grad * change[name]).sum()) for name, p in picked.items() if p.grad is not None
+        )
+        moved = {name: 0.0 for name in picked}
+
+        def apply(size, change):
+            for name, p in picked.items():
+                p.data += (size - moved[name]) * change[name]
+                moved[name] = size
+            return state, obstacles
+
+    difference = directional(whole, change, apply)
+    if what in ("weights", "mass"):
+        with torch.no_grad():
+            apply(0.0, change)
+    assert abs(gradient) > 1e-6
+    assert gradient == pytest.approx(difference, rel=1e-4)
+
+
+def test_the_gradient_passes_through_the_renderer(whole):
+    """Stopping it at the camera's pose changes the gradient of the weights."""
+    rollout, losses, state, obstacles, goal = whole
+
+    def gradient(rollout):
+        rollout.zero_grad()
+        losses(
+            rollout(state, obstacles=obstacles, goal=goal, generator=torch.Generator().manual_seed(4))
+        ).total.backward()
+        return torch.cat([p.grad.flatten() for p in rollout.step.encode.parameters()])
+
+    full = gradient(rollout)
+    cut = dataclasses.replace(OPTIONS, renderer_gradient="off")
+    stages = dict(rollout.step.stages.items())
+    blocked = gradient(flight.build_rollout(cut, flight.build_step(cut, stages=stages)))
+    assert float((full - blocked).norm()) > 1e-3 * float(full.norm())
+
+
+def test_snapshots_and_a_plain_graph_give_the_same_gradient():
+    """100 steps with noise: bit-equal between memory settings, 1e-12 from one autograd graph in float64."""
+    options = dataclasses.replace(OPTIONS, seconds=100 / 12, height=12, width=16)
+    task = flight.FlightTask(options)
+    rollout, losses = task.build(), task.losses()
+
+    def gradient(memory):
+        rollout.zero_grad()
+        made = flight.build_rollout(dataclasses.replace(options, memory=memory), rollout.step)
+        losses(task.forward(made, 0)).total.backward()
+        return [p.grad.clone() for p in rollout.parameters()]
+
+    kept, recomputed = gradient("all"), gradient("8")
+    assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
+
+    rollout.double().zero_grad()
+    (state,), inputs = task.sample(0)
+    inputs = {name: double(value) for name, value in inputs.items()}
+    losses(rollout(double(state), **inputs)).total.backward()
+    scanned = [p.grad.clone() for p in rollout.parameters()]
+    rollout.zero_grad()
+
+    carried, memory = double(state), torch.zeros(2, options.features, dtype=torch.float64)
+    _, inputs = task.sample(0)  # a fresh generator
+    inputs = {name: double(value) for name, value in inputs.items()}
+    rows: dict[str, list] = {}
+    for _ in range(options.length):
+        values = rollout.step.run(
+            {"state": carried, "memory": memory, **inputs}, outputs=[*flight.RECORD, "encode.memory"]
+        )
+        carried, memory = values["body.state"], values["encode.memory"]
+        for name in flight.RECORD:
+            rows.setdefault(name, []).append(values[name])
+    stacked = {
+        name: {key: torch.stack([row[key] for row in row_list]) for key in row_list[0]}
+        if isinstance(row_list[0], dict)
+        else torch.stack(row_list)
+        for name, row_list in rows.items()
+    }
+    losses(stacked).total.backward()
+    for p, g in zip(rollout.parameters(), scanned, strict=True):
+        assert float((p.grad - g).norm()) <= 1e-12 * float(p.grad.norm())
+
+
+def test_worlds_are_drawn_from_their_seed_and_stop_straight_flight():
+    worlds = draw_worlds(64, (1, 2))
+    again = draw_worlds(64, (1, 2))
+    other = draw_worlds(64, (1, 3))
+    assert torch.equal(worlds.pose, again.pose)
+    assert not torch.equal(worlds.pose, other.pose)
+    assert worlds.pose.shape == (64, sum(COUNTS.values()), 7)
+    clearance = flight.build_step(OPTIONS).clearance
+    least = torch.full((64,), torch.inf)
+    for share in torch.linspace(0.0, 0.8, 161):  # the end zone begins at four fifths of the way
+        position = worlds.start + share * (worlds.goal - worlds.start)
+        pose = torch.cat([position, torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(64, 4)], -1)
+        least = torch.minimum(least, clearance(pose, worlds.obstacles).amin(-1))
+    assert float((least < flight.RADIUS).float().mean()) >= 0.7
+    assert bool((clearance(torch.cat([worlds.start, pose[:, 3:]], -1), worlds.obstacles) > 1.0).all())
+
+
+def test_training_lowers_the_loss_and_the_example_says_so(capsys):
+    result = flight.main(iterations=8, worlds=4, seconds=2.5, repeat=True)
+    assert result["last_loss"] < result["first_loss"]
+    assert capsys.readouterr().out.count("iteration") == 8
+
+
+def test_evaluation_writes_what_the_report_shows(tmp_path):
+    options = dataclasses.replace(OPTIONS, evaluation_worlds=8, seconds=1.0)
+    task = flight.FlightTask(options)
+    metrics = task.evaluate(task.build(), tmp_path)
+    for name in ("trained", "blindfolded", "straight"):
+        assert metrics[name]["trials"] == 8
+        assert metrics[name]["successes"] == 0  # a second does not take anyone to the end
+    figures = task.figures(tmp_path)
+    assert [figure.title for figure in figures][:2] == ["Flights from above", "Chase view"]
+    assert (tmp_path / "flight.mp4").stat().st_size > 1000
+
+
+def test_outcome_counts_clearance_until_arrival_only():
+    pose = torch.zeros(4, 3, 7)
+    pose[:, :, 0] = torch.tensor(
+        [[10.0, 10.0, 10.0], [25.0, 25.0, 11.0], [25.0, 25.0, 12.0], [25.0, 25.0, 13.0]]
+    )
+    distance = torch.full((4, 3, 2), 1.0)
+    distance[3, 0, 0] = 0.05  # after arrival: no matter
+    distance[0, 1, 1] = 0.14  # on the way: a collision
+    result = flight.outcome(
+        gp.Trajectory({"body.state": {"pose": pose}, "clearance.distance": distance}, {}, {})
+    )
+    assert result["success"].tolist() == [True, False, False]
+    assert result["reached"].tolist() == [True, True, False]
