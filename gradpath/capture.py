@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from gradpath.errors import CaptureError
 
@@ -25,6 +26,9 @@ Put = Callable[[Any], None]
 
 _FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "warp", "builtins", "__builtin__"}
 """Packages whose functions and objects hold no tensor of the user."""
+
+_LEAF_NODE: Any = type(get_gradient_edge(torch.empty(0, requires_grad=True)).node)
+"""The type of the graph node at a leaf; asking a node for its name takes longer than all the rest of a walk."""
 
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, type)
 
@@ -221,8 +225,8 @@ def check_graph(outputs: Iterable[Tensor], known: set[int], histories: list[Tens
     seen = set(stack)
     while stack:
         node = stack.pop()
-        if node.name() == "torch::autograd::AccumulateGrad":
-            _check_leaf(node.variable, known, used, step)  # type: ignore[attr-defined]
+        if isinstance(node, _LEAF_NODE):
+            _check_leaf(node.variable, known, used, step)
             continue
         if node in forbidden:
             raise CaptureError(

@@ -66,7 +66,6 @@ class Recording:
         worlds: Worlds B; 1 where the carry has no common first axis.
         decay: The factor on the carry's adjoint per step, None for 1.
         carry: Norm of the adjoint of the carry that enters each step, (T, B), after decay.
-        outputs: Norm of the gradient that reaches each stage output, by `"stage.output"`, (T, B) or (T, 1).
         parameters: Norm of the gradient that each step gives to the parameters of each stage, (T,).
         complete: Whether a backward pass has run through.
     """
@@ -87,11 +86,7 @@ class Recording:
         like = [*floating, *captured]
         self._device = like[0].device if like else torch.device("cpu")
         self.carry = self._buffer(self.worlds)
-        self.outputs: dict[str, Tensor] = {}
         stages = owner.wiring.stages
-        self._given_back = (
-            {stage: self._buffer(self.worlds) for stage in stages} if owner.check_finite else {}
-        )
         index = {id(leaf): i for i, leaf in enumerate(captured)}
         self._owned = {
             stage: [index[id(p)] for p in module.parameters() if id(p) in index]
@@ -103,6 +98,13 @@ class Recording:
         self.parameters = {stage: self._buffer() for stage in self._owned}
         self.complete = False
         self._paused = False
+        self._arrived: list[tuple[str, Tensor]] = []
+        self._measured: list[tuple[int, list[str], Tensor]] = []
+
+    @property
+    def outputs(self) -> dict[str, Tensor]:
+        """Norm of the gradient that reaches each stage output, by `"stage.output"`, (T, B) or (T, 1)."""
+        return {name: norms for name, norms in self._by_name().items() if not name.endswith("<")}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -119,13 +121,11 @@ class Recording:
 
         def attach(stage: str, path: str, value: Tensor) -> None:
             if value.requires_grad:
-                value.register_hook(partial(self._output, f"{stage}.{path}", step))
+                value.register_hook(partial(self._arrive, f"{stage}.{path}"))
 
         handles = [
-            self._owner.wiring.stages[stage].register_forward_pre_hook(
-                partial(self._attach_inputs, stage, step), with_kwargs=True
-            )
-            for stage in self._given_back
+            module.register_forward_pre_hook(partial(self._attach_inputs, stage), with_kwargs=True)
+            for stage, module in (self._owner.wiring.stages if self._owner.check_finite else {}).items()
         ]
         try:
             with observe(attach):
@@ -134,16 +134,14 @@ class Recording:
             for handle in handles:
                 handle.remove()
 
-    def _attach_inputs(
-        self, stage: str, step: int, module: nn.Module, args: Any, kwargs: Any
-    ) -> tuple[Any, Any]:
+    def _attach_inputs(self, stage: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Give a stage its own alias of each input, to see what gradient this stage alone gives to it."""
 
         def alias(leaf: Any) -> Any:
             if not (isinstance(leaf, Tensor) and leaf.requires_grad):
                 return leaf
             own = leaf.view_as(leaf)
-            own.register_hook(partial(self._input, stage, step))
+            own.register_hook(partial(self._arrive, f"{stage}<"))
             return own
 
         return tree.map_leaves(alias, args), tree.map_leaves(alias, kwargs)
@@ -153,21 +151,22 @@ class Recording:
         if self._paused:
             return
         self.complete = False
-        buffers = (self.carry, *self.outputs.values(), *self.parameters.values(), *self._given_back.values())
-        for buffer in buffers:
+        self._arrived, self._measured = [], []
+        for buffer in (self.carry, *self.parameters.values()):
             buffer.zero_()
 
     def reversed(self, step: int, adjoint: list[Tensor | None], captured: list[Tensor | None]) -> None:
         """Measure the adjoint of a carry and the gradients of captured leaves."""
         if self._paused:
             return
-        flowing = [grad for grad in adjoint if grad is not None]
+        flowing = [grad for grad in adjoint if grad is not None and grad.numel()]
         if flowing:
-            self.carry[step] = _norm(flowing, self.worlds)
+            self.carry[step] = torch.linalg.vector_norm(_flat(flowing, self.worlds), dim=1)
         for stage, owned in self._owned.items():
-            grads = [grad for grad in (captured[i] for i in owned) if grad is not None]
+            grads = [grad for grad in (captured[i] for i in owned) if grad is not None and grad.numel()]
             if grads:
-                self.parameters[stage][step] = _norm(grads, 1)[0]
+                self.parameters[stage][step] = torch.linalg.vector_norm(_flat(grads, 1))
+        self._measure(step)
 
     def finish(self) -> None:
         """Hand the recording over; with `check_finite`, look at it.
@@ -187,9 +186,8 @@ class Recording:
 
     def fault(self) -> Fault | None:
         """Find where a gradient stopped being finite; None where all are. Waits for the device."""
-        everything = {CARRY: self.carry, **self.outputs}
+        everything = {CARRY: self.carry, **self._by_name()}
         everything |= {f"{stage}.": norms for stage, norms in self.parameters.items()}
-        everything |= {f"{stage}<": norms for stage, norms in self._given_back.items()}
         sums = torch.stack([buffer.sum() for buffer in everything.values()])
         if bool(sums.isfinite().all()):
             return None
@@ -215,21 +213,33 @@ class Recording:
             return certain
         return tuple(s for s in clean if any(_covers(taken, name) for taken in takes[s] for name in values))
 
-    def _output(self, name: str, step: int, grad: Tensor | None) -> None:
-        if grad is None:  # torch calls the hook of a tensor that the loss does not reach, too
-            return
-        if self._paused:
-            return
-        worlds = self.worlds if grad.ndim and grad.shape[0] == self.worlds else 1
-        buffer = self.outputs.get(name)
-        if buffer is None:
-            buffer = self.outputs[name] = self._buffer(worlds)
-        buffer[step] = _norm([grad], worlds)
+    def _arrive(self, name: str, grad: Tensor | None) -> None:
+        """Take note of a gradient; torch calls this also where none arrives."""
+        if grad is not None and grad.numel() and not self._paused:
+            self._arrived.append((name, grad))
 
-    def _input(self, stage: str, step: int, grad: Tensor | None) -> None:
-        if grad is not None and not self._paused:
-            worlds = self.worlds if grad.ndim and grad.shape[0] == self.worlds else 1
-            self._given_back[stage][step] += _norm([grad], worlds)
+    def _measure(self, step: int) -> None:
+        """Measure all gradients that arrived during a step at once: many small norms would cost more than they tell."""
+        arrived, self._arrived = self._arrived, []
+        per_world = [(n, g) for n, g in arrived if g.ndim and g.shape[0] == self.worlds]
+        if per_world:
+            grads = [grad for _, grad in per_world]
+            squares = _flat(grads, self.worlds).square_()
+            parts = squares.split([grad.numel() // self.worlds for grad in grads], dim=1)
+            norms = torch.stack([part.sum(1) for part in parts]).sqrt_()
+            self._measured.append((step, [name for name, _ in per_world], norms))
+        for name, grad in arrived:
+            if not (grad.ndim and grad.shape[0] == self.worlds):
+                self._measured.append((step, [name], torch.linalg.vector_norm(_flat([grad], 1), dim=1)[None]))
+
+    def _by_name(self) -> dict[str, Tensor]:
+        """What was measured, along time."""
+        found: dict[str, Tensor] = {}
+        for step, names, norms in self._measured:
+            for name, norm in zip(names, norms, strict=True):
+                stack = found.setdefault(name, self._buffer(len(norm)))
+                stack[step] = (stack[step].square() + norm.square()).sqrt()
+        return found
 
     def _buffer(self, *shape: int) -> Tensor:
         return torch.zeros((self.length, *shape), dtype=torch.float64, device=self._device)
@@ -254,17 +264,10 @@ class GradientRecorder:
         return Recording(self, length, carry, captured, decay)
 
 
-def _norm(grads: list[Tensor], worlds: int) -> Tensor:
-    """The norm over some gradients, per world; in double precision, so that a large one does not overflow."""
+def _flat(grads: list[Tensor], worlds: int) -> Tensor:
+    """Some gradients side by side, (worlds, numbers); in double precision, so that no square overflows."""
     with torch.no_grad():
-        norms = [
-            torch.linalg.vector_norm(grad.reshape(worlds, -1), dim=1, dtype=torch.float64)
-            for grad in grads
-            if grad.numel()
-        ]
-        if not norms:
-            return torch.zeros(worlds, dtype=torch.float64, device=grads[0].device)
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        return torch.cat([grad.reshape(worlds, -1) for grad in grads], dim=1).double()
 
 
 def _covers(taken: str, name: str) -> bool:

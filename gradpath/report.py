@@ -95,8 +95,9 @@ class GradientReport:
         """Read a recording; waits for the device."""
         carry = recording.carry.cpu().clone()
         rank = {stage: i for i, stage in enumerate(order)}
-        names = sorted(recording.outputs, key=lambda name: rank.get(name.partition(".")[0], len(rank)))
-        outputs = {name: recording.outputs[name].cpu().clone() for name in names}
+        measured = recording.outputs
+        names = sorted(measured, key=lambda name: rank.get(name.partition(".")[0], len(rank)))
+        outputs = {name: measured[name].cpu() for name in names}
         parts: dict[str, list[Tensor]] = {}
         for name, norms in outputs.items():
             parts.setdefault(name.partition(".")[0], []).append(norms)
