@@ -10,7 +10,7 @@ from html import escape
 from gradpath.graph import Graph
 
 _HEADER, _ROW, _PAD = 44, 20, 8
-_GAP_X, _GAP_Y, _LANE = 66, 24, 14
+_GAP_X, _GAP_Y, _LANE = 56, 24, 14
 _CHARACTER = 6.6  # Width [px] of a character of the 12 px port labels, on the wide side.
 
 
@@ -37,7 +37,7 @@ class Node:
             return 0.0
         left = max((len(port) for port in self.inputs), default=0)
         right = max((len(port) for port in self.outputs), default=0)
-        title = max(len(self.name) * 1.3, len(self.subtitle) * 0.9)
+        title = max(len(self.name) * 1.45, len(self.subtitle))
         return 24 + _CHARACTER * max(left + right + 2, title)
 
     @property

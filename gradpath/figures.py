@@ -97,7 +97,7 @@ def line_chart(
     if not points:
         return '<p class="empty">no finite values to draw</p>'
     axes = _Axes(points, log, percent, size)
-    lines = "".join(_draw_series(axes, item, PALETTE[i % len(PALETTE)]) for i, item in enumerate(series))
+    lines = "".join(_draw_series(axes, item, i) for i, item in enumerate(series))
     label = f'<text class="label" x="{_LEFT}" y="{_TOP - 1}">{escape(y_label)}</text>' if y_label else ""
     width, height = size
     svg = (
@@ -111,7 +111,8 @@ def line_chart(
 def legend(names: Sequence[str]) -> str:
     """Return the names with the colours that `line_chart` gives them."""
     items = (
-        f'<span><i style="background:{PALETTE[i % len(PALETTE)]}"></i>{escape(name)}</span>'
+        f'<span><svg class="key" viewBox="0 0 18 4"><path class="line" {_stroke(i)} d="M1 2H17"/></svg>'
+        f"{escape(name)}</span>"
         for i, name in enumerate(names)
     )
     return f'<div class="legend">{"".join(items)}</div>'
@@ -145,6 +146,8 @@ class _Axes:
         xs = [float(x) for x, _ in points]
         ys = [self._scale(float(y)) for _, y in points if y is not None]
         self.x_ticks = nice_ticks(min(xs), max(xs), 6)
+        if all(x.is_integer() for x in xs):
+            self.x_ticks = [tick for tick in self.x_ticks if tick.is_integer()]
         self.x_range = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
         if percent:
             self.y_ticks, self.y_range = [0.0, 0.25, 0.5, 0.75, 1.0], (0.0, 1.0)
@@ -216,15 +219,23 @@ def _drawable(y: float | None, log: bool) -> bool:
     return y is not None and math.isfinite(y) and (y > 0 or not log)
 
 
-def _draw_series(axes: _Axes, series: Series, color: str) -> str:
+def _stroke(index: int) -> str:
+    """Return the attributes of the line of a series; past the last colour they begin again, dashed."""
+    turn, place = divmod(index, len(PALETTE))
+    dashes = f' stroke-dasharray="{6 / turn:.1f} 4"' if turn else ""
+    return f'stroke="{PALETTE[place]}"{dashes}'
+
+
+def _draw_series(axes: _Axes, series: Series, index: int) -> str:
+    stroke = _stroke(index)
     raw = list(zip(series.x, series.y, strict=True))
     title = f"<title>{escape(series.name)}</title>"
     if series.smooth < 2:
-        return f'<path class="line" stroke="{color}" d="{_path(axes, raw)}">{title}</path>'
+        return f'<path class="line" {stroke} d="{_path(axes, raw)}">{title}</path>'
     smooth = list(zip(series.x, running_mean(series.y, series.smooth), strict=True))
     return (
-        f'<path class="line faint" stroke="{color}" d="{_path(axes, raw)}"/>'
-        f'<path class="line" stroke="{color}" d="{_path(axes, smooth)}">{title}</path>'
+        f'<path class="line faint" {stroke} d="{_path(axes, raw)}"/>'
+        f'<path class="line" {stroke} d="{_path(axes, smooth)}">{title}</path>'
     )
 
 

@@ -40,14 +40,16 @@ svg .end { text-anchor: end; } svg .mid { text-anchor: middle; }
 .line.faint { opacity: .28; stroke-width: 1.2; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-bottom: 8px;
   font-size: 12.5px; color: var(--soft); }
-.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
+.legend .key { display: inline-block; width: 18px; height: 4px; margin-right: 6px; vertical-align: middle; }
+.legend .key .line { stroke-width: 3; }
 .interval { height: 18px; width: 100%; max-width: 260px; }
 .interval .track { fill: var(--line); } .interval .fill { fill: var(--accent); }
 .interval .whisker { stroke: var(--ink); stroke-width: 1.4; fill: none; }
 .graph { margin: 0 auto; min-width: 720px; }
 .graph rect { fill: var(--bg); stroke: var(--line); stroke-width: 1.4; }
 .graph .external rect { fill: none; stroke-dasharray: 4 4; }
-.graph .name { font-weight: 650; font-size: 14px; }
+.graph text { font-size: 12.5px; }
+.graph .name { font-weight: 650; font-size: 14.5px; }
 .graph circle { fill: var(--accent); }
 .wire { fill: none; stroke: var(--accent); stroke-width: 1.8; opacity: .75; }
 .wire.carry { stroke: #d98324; stroke-dasharray: 6 5; }

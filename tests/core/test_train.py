@@ -18,7 +18,9 @@ from rich.console import Console
 
 from gradpath.errors import InputError, NonFiniteError
 from gradpath.runs import read_log
+from gradpath.storage import load_train_state
 from gradpath.train import evaluate, learning_rate, resume, train
+from gradpath.training_gradients import clip_gradients
 
 HERE = Path(__file__).parent
 QUIET = Console(quiet=True)
@@ -140,6 +142,7 @@ def test_a_nan_in_one_world_is_named_and_the_step_is_not_taken(toy, tmp_path):
     for part in ("iteration 6", "policy", "step 0", "world 1", "optimizer step was not taken"):
         assert part in message
     # What is saved is the state of six sound iterations.
+    assert load_train_state(tmp_path / "poisoned").step == 6
     train(toy.ToyTask(toy.ToyOptions(save_every=6)), tmp_path / "sound", console=QUIET)
     log = untimed(tmp_path / "poisoned" / "metrics.jsonl")
     assert log == untimed(tmp_path / "sound" / "metrics.jsonl")[:6]
@@ -169,6 +172,17 @@ def test_clipping_scales_the_gradient_and_is_logged(toy, tmp_path):
             gradient["clip_factor"] == pytest.approx(1e-3 / gradient["norm"], rel=1e-5)
             and gradient["norm"] > 1e-3
         )
+
+
+def test_clipping_scales_all_gradients_by_one_factor():
+    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([-4.0])
+    assert clip_gradients(parameters, 10.0) == (5.0, 1.0)
+    assert clip_gradients(parameters, 2.5) == (5.0, 0.5)
+    assert parameters[0].grad.tolist() == [1.5, 0.0] and parameters[1].grad.tolist() == [-2.0]
+    parameters[1].grad = torch.tensor([torch.nan])
+    norm, factor = clip_gradients(parameters, 2.5)
+    assert norm != norm and factor == 1.0 and parameters[0].grad.tolist() == [1.5, 0.0]
 
 
 def test_the_learning_rate_is_a_half_cosine(toy):
