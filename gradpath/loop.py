@@ -41,6 +41,10 @@ class Recorder(Protocol):
         """Start to listen to a forward pass from this carry, with these captured leaves."""
 
 
+_HELD = -1
+"""The key of the state that the forward pass leaves for the backward pass to begin with."""
+
+
 class Result(NamedTuple):
     """What one step returned, flat."""
 
@@ -92,7 +96,6 @@ class Loop:
         self.used: set[int] = set()
         self.unused: list[weakref.ref[Tensor]] = []
         self.snapshots: dict[int, Snapshot] = {}
-        self.held: Snapshot | None = None
         self.segments: list[Segment] = []
         self.released = False
 
@@ -142,12 +145,10 @@ class Loop:
                     self.snapshots[action.start] = self.effects.snapshot(carry)
                     continue
                 if action.kind == "hold":
-                    self.held = self.effects.snapshot(carry)
+                    self.snapshots[_HELD] = self.effects.snapshot(carry)
                     continue
                 for step in range(action.start, action.stop):
-                    result = self._forward_step(step, carry, keep=action.kind == "tape")
-                    self._write(step, result)
-                    carry = result.detached_carry()
+                    carry = self._forward_step(step, carry, keep=action.kind == "tape")
                     if draws is not None:
                         draws.check(step)
         self.guard.check("by a step")
@@ -170,14 +171,16 @@ class Loop:
         self.guard.forget({id(t) for t in (ref() for ref in self.unused) if t is not None})
         self.captured.tensors.clear()
 
-    def _forward_step(self, step: int, carry: list[Any], keep: bool) -> Result:
-        """Run one step; the first with a tape in any case, to see what it captures."""
-        if not keep and step > 0:
-            return self._advance(step, carry)
-        segment, result = self._tape(step, carry)
-        if keep:
-            self.segments.append(segment)
-        return result
+    def _forward_step(self, step: int, carry: list[Any], keep: bool) -> list[Any]:
+        """Run one step, the first with a tape in any case, to see what it captures; returns the next carry."""
+        if keep or step == 0:
+            segment, result = self._tape(step, carry)
+            if keep:
+                self.segments.append(segment)
+        else:
+            result = self._advance(step, carry)
+        self._write(step, result)
+        return result.detached_carry()
 
     def _write(self, step: int, result: Result) -> None:
         self.ys.write(step, result.ys, result.ys_spec)
@@ -291,16 +294,16 @@ class Loop:
             )
         self.guard.check("between forward and backward")
         before = self.effects.snapshot([]) if self.recomputes else None
-        snapshots, segments, held = dict(self.snapshots), list(self.segments), self.held
+        snapshots, segments = dict(self.snapshots), list(self.segments)
         if not keep:  # so that each is let go as soon as it is used
-            self.snapshots, self.segments, self.held = {}, [], None
+            self.snapshots, self.segments = {}, []
             self.released = True
         sums = Sums(carry_grads, y_grads, self.schedule.length, self.decay)
         if self.recording is not None:
             self.recording.reversing()
         try:
             with self.ambient.entered():
-                self._run_backward(snapshots, segments, held, sums, keep and not self.recomputes)
+                self._run_backward(snapshots, segments, sums, keep and not self.recomputes)
         finally:
             if before is not None:
                 before.restore()
@@ -313,14 +316,9 @@ class Loop:
         return results
 
     def _run_backward(
-        self,
-        snapshots: dict[int, Snapshot],
-        segments: list[Segment],
-        held: Snapshot | None,
-        sums: Sums,
-        keep_tapes: bool,
+        self, snapshots: dict[int, Snapshot], segments: list[Segment], sums: Sums, keep_tapes: bool
     ) -> None:
-        carry = [] if held is None else held.restore()
+        carry = snapshots.pop(_HELD).restore() if _HELD in snapshots else []
         for action in self.schedule.backward:
             if action.kind == "restore":
                 carry = snapshots[action.start].restore()
@@ -333,9 +331,9 @@ class Loop:
                     if action.kind == "advance":
                         carry = self._advance(step, carry).detached_carry()
                     elif action.kind == "tape":
-                        segment, result = self._tape(step, carry)
-                        segments.append(segment)
-                        carry = result.detached_carry()
+                        # Nothing here may hold on to the tape: the next step would be run beside it.
+                        segments.append(self._tape(step, carry)[0])
+                        carry = segments[-1].detached_carry()
                     else:
                         self._reverse(segments.pop(), sums, keep_tapes)
 

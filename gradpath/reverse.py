@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradpath import tree
+
 Grads = list[Tensor | None]
 
 
@@ -30,6 +32,10 @@ class Segment:
     shared_leaves: list[Tensor]
     carry: list[Any]
     ys: list[Any]
+
+    def detached_carry(self) -> list[Any]:
+        """The carry for the next step."""
+        return [tree.detach(leaf) for leaf in self.carry]
 
 
 class Sums:

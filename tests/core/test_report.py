@@ -119,7 +119,8 @@ def test_table_and_json():
     )
     values = losses(trajectory)
     values.total.backward(retain_graph=True)
-    text = gradient_report(flight, losses).table()
+    before = gradient_report(flight, losses)
+    text = before.table()
     for part in (
         "carry",
         "policy.u",
@@ -131,8 +132,7 @@ def test_table_and_json():
         assert part in text
     report = gradient_report(flight, values)
     assert report.losses["end"] == 0 and report.losses["extra"] > 0
-    again = gradient_report(flight)
-    assert torch.equal(again.carry, report.carry), "comparing losses must not disturb the recording"
+    assert torch.equal(before.carry, report.carry), "comparing losses must not disturb the recording"
     data = json.loads(json.dumps(report.json(), allow_nan=False))
     assert len(data["carry"]) == LENGTH and data["worlds"] == WORLDS and data["losses"]["extra"] > 0
 
@@ -153,7 +153,7 @@ def test_a_fault_is_named_by_stage_step_and_world(memory):
     json.dumps(report.json(), allow_nan=False)
     flight = rollout(memory=memory, check_finite=True)
     trajectory = flight(start(), trap=trap)
-    with pytest.raises(NonFiniteError, match='stage "body", time step 6, world 1'):
+    with pytest.raises(NonFiniteError, match='at stage "body", time step 6, world 1'):
         trajectory.final["x"].sum().backward()
     assert all(parameter.grad is None for parameter in flight.parameters())
 
@@ -175,7 +175,7 @@ def test_scan_can_check_on_its_own():
 def test_large_gradients_are_not_called_infinite():
     weight = torch.tensor(1.0, requires_grad=True)
     h, _ = scan(lambda c, x: (c * weight * 1e6, None), torch.full((2, 2), 1e-30), length=6, check_finite=True)
-    (h * 1e-12).sum().backward()
+    (h * 1e-8).sum().backward()  # the gradient of the carry reaches 1e22, whose square is no float32
     assert weight.grad.isfinite()
 
 

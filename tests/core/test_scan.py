@@ -1,6 +1,8 @@
 import contextlib
 import functools
+import gc
 import types
+import weakref
 
 import pytest
 import torch
@@ -289,9 +291,6 @@ def test_unused_losses_of_earlier_iterations_are_let_go():
         def forward(self, carry, x):
             return carry * self.weight, None
 
-    import gc
-    import weakref
-
     trainer, results = Trainer(), []
     for _ in range(3):
         h, _ = scan(trainer, torch.ones(2), length=3, memory=2)
@@ -510,22 +509,59 @@ def test_progress_is_told_once_per_step():
     assert done == list(range(LENGTH))
 
 
-def test_memory_is_let_go_along_the_way():
-    import weakref
+def test_autocast_does_not_lose_a_weight_that_was_first_used_without_a_graph():
+    def run(memory):
+        torch.manual_seed(0)
+        first, inner = nn.Linear(4, 4), nn.Linear(4, 4)
 
-    alive, most = weakref.WeakSet(), 0
+        def step(carry, x):
+            h, t = carry
+            layer = inner if 0 < t < 5 else first
+            return (torch.tanh(layer(h).float()), t + 1), None
+
+        with torch.autocast("cpu", torch.bfloat16):
+            (h, _), _ = scan(step, (torch.ones(2, 4), 0), length=6, memory=memory)
+            h.square().sum().backward()
+        return inner.weight.grad
+
+    assert run("all").abs().sum() > 0
+    assert torch.equal(run("all"), run(2))
+
+
+class Counted(torch.autograd.Function):
+    """The identity into memory whose life is counted."""
+
+    alive = most = 0
+
+    @staticmethod
+    def forward(ctx, value):
+        array = value.numpy().copy()
+        weakref.finalize(array, Counted.freed)
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        return torch.from_numpy(array)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+    @staticmethod
+    def freed():
+        Counted.alive -= 1
+
+
+@pytest.mark.parametrize(("memory", "kept", "most"), [("all", 60, 61), (4, 5, 8), (20, 21, 24)])
+def test_memory_is_let_go_along_the_way(memory, kept, most):
+    Counted.alive = Counted.most = 0
     weight = torch.tensor(0.9, requires_grad=True)
-
-    def step(carry, x):
-        nonlocal most
-        h = torch.sin(carry * weight)
-        alive.add(h)
-        most = max(most, len(alive))
-        return h, None
-
-    h, _ = scan(step, torch.ones(100), length=60, memory=4)
-    h.sum().backward()
-    assert most <= 12
+    h, _ = scan(
+        lambda c, x: (Counted.apply(torch.sin(c * weight)), None), torch.ones(100), length=60, memory=memory
+    )
+    loss = h.sum()
+    assert Counted.alive <= kept + 1 and Counted.most <= most
+    loss.backward()
+    assert Counted.most <= most
+    assert Counted.alive <= 1, "the last carry is still there, but nothing of the loop behind it"
 
 
 @pytest.mark.parametrize(
