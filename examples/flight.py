@@ -45,8 +45,8 @@ class FlightOptions(TrainOptions):
     """Columns of the depth image."""
     features: int = 96
     """Size of the policy's memory."""
-    noise: float = 0.01
-    """Standard deviation of the sensor's noise, in units of nearest over measured depth."""
+    noise: float = 0.02
+    """Standard deviation of the sensor's noise in inverse depth, relative to that of 3 m."""
     memory: str = "all"
     """What the time loop keeps: "all", or a number of snapshots."""
     decay: float = 1.0

@@ -11,14 +11,15 @@ from gradpath.stage import Stage
 class DepthSensor(Stage):
     """A depth sensor as networks like to see it: inverse depth between range limits, with noise of its own scale.
 
-    The output is `min_range / depth` with the depth limited to the range: 1 at the nearest measurable surface, and
-    `min_range / max_range` at the farthest. Stereo and structured light measure disparity, so noise that is uniform
-    in inverse depth grows with the square of the distance, as theirs does.
+    The output is `reference / depth` with the depth limited to the range: 1 at the reference distance, more for what
+    is nearer. Stereo and structured light measure disparity, so noise that is uniform in inverse depth grows with the
+    square of the distance, as theirs does.
 
     Args:
         min_range: Nearest measurable depth [m].
         max_range: Farthest measurable depth [m].
-        noise: Standard deviation of the noise, in units of the output.
+        reference: The depth [m] that gives 1; the distance at which things begin to matter.
+        noise: Standard deviation of the noise, in units of the output; the relative error at the reference.
 
     Inputs: `depth` [m] (B, 1, H, W); optional `generator`, without which there is no noise.
     Outputs: `image` (B, 1, H, W).
@@ -30,18 +31,20 @@ class DepthSensor(Stage):
 
     contract = Contract(inputs={"depth": "B 1 H W", "generator": "generator"}, outputs={"image": "B 1 H W"})
 
-    def __init__(self, min_range: float = 0.3, max_range: float = 12.0, noise: float = 0.01):
+    def __init__(
+        self, min_range: float = 0.3, max_range: float = 12.0, reference: float = 3.0, noise: float = 0.02
+    ):
         super().__init__()
-        if not (0.0 < min_range < max_range and noise >= 0.0):
+        if not (0.0 < min_range < max_range and reference > 0.0 and noise >= 0.0):
             raise InputError(
-                f"a depth sensor needs 0 < min_range < max_range and noise >= 0, "
-                f"got min_range={min_range}, max_range={max_range}, noise={noise}"
+                f"a depth sensor needs 0 < min_range < max_range, reference > 0 and noise >= 0, got "
+                f"min_range={min_range}, max_range={max_range}, reference={reference}, noise={noise}"
             )
-        self.min_range, self.max_range, self.noise = min_range, max_range, noise
+        self.min_range, self.max_range, self.reference, self.noise = min_range, max_range, reference, noise
 
     def forward(self, depth: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Measure one image per world."""
-        image = self.min_range / depth.clamp(self.min_range, self.max_range)
+        image = self.reference / depth.clamp(self.min_range, self.max_range)
         if generator is None or self.noise == 0.0:
             return image
         noise = torch.randn(depth.shape, generator=generator, dtype=depth.dtype, device=depth.device)

@@ -1,5 +1,6 @@
 """The main job, whole: gradients of the complete pipeline, exactness of its checkpoints, its worlds and its result."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -100,8 +101,12 @@ def test_gradient_of_the_whole_objective_equals_central_differences(whole, what)
 
 
 def test_the_gradient_passes_through_the_renderer(whole):
-    """Stopping it at the camera's pose changes the gradient of the weights."""
+    """Stopping it at the camera's pose changes the gradient of a policy that reacts to what it sees."""
     rollout, losses, state, obstacles, goal = whole
+    reactive = copy.deepcopy(rollout.step.plan)
+    with torch.no_grad():
+        reactive.head.weight.mul_(10.0)
+    rollout = flight.build_rollout(OPTIONS, rollout.step.replace(plan=reactive))
 
     def gradient(rollout):
         rollout.zero_grad()
