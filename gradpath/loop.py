@@ -138,7 +138,9 @@ class Loop:
         self.guard = VersionGuard(self._watched() if self.recomputes else ())
         draws = DrawGuard(self.effects.generators) if self.recomputes else None
         if self.recorder is not None:
-            self.recording = self.recorder.begin(self.schedule.length, carry, self.leaves, self.decay)
+            self.recording = self.recorder.begin(
+                self.schedule.length, self.carry.leaves, self.leaves, self.decay
+            )
         with self.ambient.entered():
             for action in self.schedule.forward:
                 if action.kind == "snapshot":

@@ -66,6 +66,7 @@ class Recording:
         worlds: Worlds B; 1 where the carry has no common first axis.
         decay: The factor on the carry's adjoint per step, None for 1.
         carry: Norm of the adjoint of the carry that enters each step, (T, B), after decay.
+        first_step: The first step whose carry needs a gradient: 1 where the initial carry requires none.
         parameters: Norm of the gradient that each step gives to the parameters of each stage, (T,).
         complete: Whether a backward pass has run through.
     """
@@ -83,6 +84,7 @@ class Recording:
         floating = [leaf for leaf in carry if tree.is_differentiable(leaf)]
         sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in floating}
         self.worlds = sizes.pop() if len(sizes) == 1 and 0 not in sizes else 1
+        self.first_step = 0 if any(leaf.requires_grad for leaf in floating) else 1
         like = [*floating, *captured]
         self._device = like[0].device if like else torch.device("cpu")
         self.carry = self._buffer(self.worlds)

@@ -18,8 +18,8 @@ from gradpath.mode import current_mode, mode
 class Ambient:
     """The mode and autocast settings here and now, to be entered again where a step is recomputed.
 
-    Autocast's cache of converted weights is left off: a weight converted during one step would tie the graphs
-    of all later steps to that one, or lose its gradient if that step ran without a graph.
+    Autocast's cache of converted weights is left off: it ties the graphs of the steps together, and older versions
+    of torch cache weights that were converted without a graph, whose gradient is lost in a later step.
     """
 
     def __init__(self) -> None:

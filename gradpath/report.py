@@ -59,6 +59,7 @@ class GradientReport:
         length: Time steps T.
         decay: The factor on the gradient of the carry per step, None for 1.
         carry: Norm of the gradient with respect to the carry that enters each step, (T, B), after decay.
+        first_step: The first step whose carry needs a gradient: 1 where the initial carry requires none.
         outputs: Norm of the gradient that reaches each stage output, by `"stage.output"`, (T, B) or (T, 1).
         stages: Norm of the gradient that reaches all outputs of each stage, over worlds, (T,).
         parameters: Norm of what each step adds to the gradient of the parameters of each stage, (T,).
@@ -74,6 +75,7 @@ class GradientReport:
     length: int
     decay: float | None
     carry: Tensor
+    first_step: int
     outputs: dict[str, Tensor]
     stages: dict[str, Tensor]
     parameters: dict[str, Tensor]
@@ -101,17 +103,18 @@ class GradientReport:
         parts: dict[str, list[Tensor]] = {}
         for name, norms in outputs.items():
             parts.setdefault(name.partition(".")[0], []).append(norms)
-        finite = carry.isfinite()
+        flowing = carry[recording.first_step :]
         return cls(
             length=recording.length,
             decay=recording.decay,
             carry=carry,
+            first_step=recording.first_step,
             outputs=outputs,
             stages={stage: _over_worlds(torch.cat(norms, dim=1)) for stage, norms in parts.items()},
             parameters={stage: norms.cpu().clone() for stage, norms in recording.parameters.items()},
-            growth=_growth(_over_worlds(carry)),
-            zero_share=float((carry == 0).double().mean()),
-            non_finite_share=float((~finite).double().mean()),
+            growth=_growth(_over_worlds(flowing)),
+            zero_share=_share(flowing == 0),
+            non_finite_share=_share(~flowing.isfinite()),
             fault=recording.fault(),
             losses=dict(losses or {}),
             weights=dict(weights or {}),
@@ -130,6 +133,7 @@ class GradientReport:
             "worlds": self.carry.shape[1],
             "decay": self.decay,
             "growth": _plain(self.growth),
+            "first_step": self.first_step,
             "zero_share": self.zero_share,
             "non_finite_share": self.non_finite_share,
             "fault": None if self.fault is None else vars(self.fault) | {"text": str(self.fault)},
@@ -146,7 +150,7 @@ class GradientReport:
         """Return a text table: norms at the first, middle and last step, per stage, and what stands out."""
         marks = sorted({0, self.length // 2, self.length - 1})
         rows = [["gradient norm", *(f"step {mark}" for mark in marks), "all steps", "zero"]]
-        rows.append(_row("carry", _over_worlds(self.carry), marks))
+        rows.append(_row("carry", _over_worlds(self.carry), marks, self.first_step))
         rows += [_row(name, _over_worlds(norms), marks) for name, norms in self.outputs.items()]
         rows += [_row(f"{name} parameters", norms, marks) for name, norms in self.parameters.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -213,9 +217,13 @@ def _growth(norms: Tensor) -> float:
     return float((back * (logs - logs.mean())).sum() / back.square().sum())
 
 
-def _row(name: str, norms: Tensor, marks: list[int]) -> list[str]:
-    shown = [f"{float(norms[mark]):.3g}" for mark in marks]
-    return [name, *shown, f"{float(norms.norm()):.3g}", f"{float((norms == 0).double().mean()):.0%}"]
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean()) if flags.numel() else 0.0
+
+
+def _row(name: str, norms: Tensor, marks: list[int], first: int = 0) -> list[str]:
+    shown = [f"{float(norms[mark]):.3g}" if mark >= first else "-" for mark in marks]
+    return [name, *shown, f"{float(norms.norm()):.3g}", f"{_share(norms[first:] == 0):.0%}"]
 
 
 def _plain(value: Any) -> Any:

@@ -42,7 +42,8 @@ class Rollout(Stage):
         decay: A factor in [0, 1] per step on the gradient of the carry; see `scan`.
         record_gradients: Measure gradients per stage, time step and world during the backward pass, for
             `gradient_report`.
-        check_finite: Refuse gradients that are NaN or infinite, naming stage, time step and world.
+        check_finite: Refuse gradients that are NaN or infinite, naming stage, time step and world. Each stage
+            then gets its own alias of its inputs, which may change the last bit of gradients.
 
     Raises:
         WireError: a carry that does not fit the pipeline.

@@ -53,7 +53,7 @@ def scan(
             constants; `torch.default_generator` for steps that draw from the global one.
         decay: A factor in [0, 1] on the gradient of the carry at each step, so that a gradient that crossed n
             steps has the factor `decay**n`. It shortens the memory of learning; the values do not change.
-        check_finite: Look at all gradients once the backward pass is through.
+        check_finite: Refuse gradients that are NaN or infinite, once the backward pass is through.
         recorder: Measures gradients along the way; `Rollout` gives one.
         on_step: Called with the number of each step of the forward pass, once it is done.
 

@@ -73,7 +73,7 @@ def test_norms_by_step_world_and_stage(memory):
     torch.testing.assert_close(report.outputs["body.x"][:-1], expected)
     assert report.growth == pytest.approx(torch.tensor(1.2).log().item(), rel=1e-6)
     assert report.worst_worlds(2)[0][0] == 1
-    assert report.zero_share == pytest.approx((WORLDS + LENGTH - 1) / (LENGTH * WORLDS))
+    assert report.first_step == 1 and report.zero_share == pytest.approx(1 / WORLDS)
     assert report.non_finite_share == 0 and report.fault is None
     assert list(report.outputs) == ["policy.u", "body.x"]
 

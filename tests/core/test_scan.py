@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import gc
+import threading
 import types
 import weakref
 
@@ -485,6 +486,38 @@ def test_mode_and_autocast_are_replayed(memory):
     h.sum().backward()
     assert set(seen) == {("straight_through", torch.bfloat16)}
     assert layer.weight.grad.abs().sum() > 0
+
+
+def test_mode_is_replayed_in_another_thread():
+    weight, seen = torch.tensor(0.5, requires_grad=True), []
+
+    def step(carry, x):
+        seen.append(current_mode())
+        return torch.sin(carry * weight), None
+
+    with mode("hard"):
+        h, _ = scan(step, torch.ones(2), length=6, memory=2)
+    thread = threading.Thread(target=h.sum().backward)
+    thread.start()
+    thread.join()
+    assert set(seen) == {"hard"} and len(seen) > 6 and weight.grad is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("memory", ["all", 3])
+def test_agrees_with_the_cpu_on_cuda(memory):
+    def run(device):
+        step, carry, xs = noisy_problem(torch.float64)
+        step, step.noise = step.to(device), 0.0
+        step.generator = torch.Generator(device).manual_seed(0)
+        leaves = [carry["h"].detach().to(device).requires_grad_(), xs.detach().to(device).requires_grad_()]
+        last, ys = scan(step, {"h": leaves[0], "count": carry["count"]}, leaves[1], memory=memory)
+        grads = torch.autograd.grad(noisy_loss(last, ys), [*leaves, *step.parameters()])
+        return [grad.cpu() for grad in grads]
+
+    for cpu, cuda in zip(run("cpu"), run("cuda"), strict=True):
+        torch.testing.assert_close(cpu, cuda, rtol=1e-9, atol=1e-12)
 
 
 def test_autocast_gradients_are_equal_to_the_bit():
