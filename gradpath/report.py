@@ -64,7 +64,7 @@ class GradientReport:
         stages: Norm of the gradient that reaches all outputs of each stage, over worlds, (T,).
         parameters: Norm of what each step adds to the gradient of the parameters of each stage, (T,).
         growth: Slope of the logarithm of the carry's gradient per step back in time: 0.1 means that it grows by
-            10 % with each step, negative that it fades. NaN where fewer than two steps have one.
+            about 10 % with each step, negative that it fades. NaN where fewer than two steps have one.
         zero_share: Share of steps and worlds where the gradient of the carry is exactly zero.
         non_finite_share: Share of steps and worlds where it is NaN or infinite.
         fault: Where a gradient first stopped being finite, None where all are finite.
