@@ -134,7 +134,8 @@ def build_step(
         fresh["gate"] = GradientGate(0.0 if options.renderer_gradient == "off" else 0.5)
         wires["gate.pose"] = "state.pose"
         wires["camera.pose"] = "gate.pose"
-    return gp.Pipeline(wires=wires, **{**fresh, **(stages or {})})
+    fresh.update(stages or {})
+    return gp.Pipeline(wires=wires, outputs=None, check_finite=False, **fresh)
 
 
 def build_rollout(options: FlightOptions, step: gp.Pipeline) -> gp.Rollout:

@@ -19,11 +19,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import gradpath as gp
-from gradpath import render
+from gradpath import geometry, render
 from gradpath.examples.flight_worlds import ALTITUDE, COURSE, HALF_WIDTH, Worlds, drawn_meshes
 from gradpath.figures import Figure
 from gradpath.geometry import look_at, pose_apply
-from gradpath.render.scene import place
+from gradpath.render.instances import place
 
 SHOWN = 6  # worlds in the top view
 CHASE = (288, 448)  # rows and columns of the chase view
@@ -158,9 +158,7 @@ def _until_arrival(pose: np.ndarray) -> np.ndarray:
 
 def _on_board(data: Mapping[str, np.ndarray], world: int, pose: np.ndarray) -> np.ndarray:
     height, width = (int(n) for n in data["size"])
-    camera = gp.geometry.pose_compose(
-        torch.tensor(pose), torch.tensor([0.0, 0.0, 0.0, *render.LOOKING_AHEAD])
-    )
+    camera = geometry.pose_compose(torch.tensor(pose), torch.tensor([0.0, 0.0, 0.0, *render.LOOKING_AHEAD]))
     return view(camera, data, world, render.pinhole(width, height, math.pi / 2), (height, width), 0.05, 12.0)
 
 
@@ -180,13 +178,14 @@ def write_video(folder: Path) -> None:
     ground = _floor_depth(camera.numpy().astype(np.float64), K, CHASE)
     pictures = (255 * shade(depth, K, 60.0, ground)).astype(np.uint8)
     seen = _on_board(data, world, pose)
-    with imageio.get_writer(
+    writer: Any = imageio.get_writer(
         folder / "flight.mp4",
         fps=float(data["control_rate"]),
         codec="libx264",
         quality=8,
         macro_block_size=16,
-    ) as video:
+    )
+    with writer as video:
         for index, picture in enumerate(pictures):
             frame = Image.fromarray(picture)
             _draw_drone(frame, pose[index], camera[index], K)
@@ -199,7 +198,7 @@ def _draw_drone(frame: Image.Image, pose: np.ndarray, camera: Tensor, K: Tensor)
     """Four arms and rotors, projected."""
     arms = 0.15 * np.array([[1, 1, 0], [1, -1, 0], [-1, -1, 0], [-1, 1, 0], [0, 0, 0]]) / math.sqrt(2)
     world = pose_apply(torch.tensor(pose)[None], torch.tensor(arms, dtype=torch.float32))
-    local = pose_apply(gp.geometry.pose_inverse(camera)[None], world).double().numpy()
+    local = pose_apply(geometry.pose_inverse(camera)[None], world).double().numpy()
     if local[:, 2].min() < 0.1:
         return
     f = K.numpy()
@@ -279,7 +278,7 @@ def chase_view(data: Mapping[str, np.ndarray]) -> bytes:
     f = K.numpy()
     for name, colour in reversed(FLIGHTS.items()):
         path = _until_arrival(data[f"{name}_pose"][:, world])
-        local = pose_apply(gp.geometry.pose_inverse(camera), torch.tensor(path[:, :3])).double().numpy()
+        local = pose_apply(geometry.pose_inverse(camera), torch.tensor(path[:, :3])).double().numpy()
         u, v = f[0, 0] * local[:, 0] / local[:, 2] + f[0, 2], f[1, 1] * local[:, 1] / local[:, 2] + f[1, 2]
         axis.plot(u, v, color=colour, lw=2.4 if name == "trained" else 1.4, label=name)
     axis.set(xlim=(0, size[1]), ylim=(size[0], 0))

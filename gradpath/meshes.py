@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import trimesh
 
+from gradpath.connectivity import connected_components, pair_edges
 from gradpath.errors import InputError
 
 
@@ -150,35 +151,12 @@ class TriangleMesh:
 
     @functools.cached_property
     def _edges(self) -> tuple[torch.Tensor, torch.Tensor]:
-        corners = self.faces.numpy()
-        half_edges = np.sort(
-            np.concatenate([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]]), axis=1
-        )
-        owner = np.tile(np.arange(len(corners), dtype=np.int32), 3)
-        unique, which, count = np.unique(half_edges, axis=0, return_inverse=True, return_counts=True)
-        order = np.argsort(which.reshape(-1), kind="stable")
-        start = np.cumsum(count) - count
-        shared = count == 2
-        pairs = np.stack([owner[order[start[shared]]], owner[order[start[shared] + 1]]], axis=1)
-        single = np.repeat(~shared, count)  # in the order of `order`
-        lone_faces = owner[order[single]]
-        lone = np.stack([lone_faces, np.full_like(lone_faces, -1)], axis=1)
-        edges = np.concatenate([unique[shared], half_edges[order[single]]])
-        return torch.from_numpy(edges.astype(np.int32)), torch.from_numpy(np.concatenate([pairs, lone]))
+        edges, beside = pair_edges(self.faces.numpy())
+        return torch.from_numpy(np.sort(edges[:, :2], axis=1)), torch.from_numpy(beside)
 
     def components(self) -> torch.Tensor:
         """Return the component of each face, connected over shared vertices, shape (F,), int32, from 0."""
-        faces = self.faces.numpy()
-        label = np.arange(len(self.vertices))
-        while True:  # every vertex takes the smallest label it can reach
-            smallest = label.copy()
-            np.minimum.at(smallest, faces.ravel(), np.repeat(label[faces].min(axis=1), 3))
-            smallest = smallest[smallest]
-            if np.array_equal(smallest, label):
-                break
-            label = smallest
-        _, component = np.unique(label[faces[:, 0]], return_inverse=True)
-        return torch.from_numpy(component.reshape(-1).astype(np.int32))
+        return torch.from_numpy(connected_components(self.faces.numpy()))
 
 
 def _from_trimesh(mesh: Any) -> TriangleMesh:

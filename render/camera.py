@@ -9,8 +9,9 @@ from torch import Tensor
 from gradpath.contract import Contract
 from gradpath.errors import InputError
 from gradpath.geometry import pose_compose
+from gradpath.render.instances import place
 from gradpath.render.rasterize import rasterize
-from gradpath.render.scene import Scene, place
+from gradpath.render.scene import Scene
 from gradpath.render.topology import Topology
 from gradpath.stage import Stage
 
@@ -65,6 +66,7 @@ class DepthCamera(Stage):
         gradient="relaxed",
     )
     vertices: Tensor
+    owner: Tensor
     intrinsics: Tensor
     mount: Tensor
 

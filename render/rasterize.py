@@ -151,11 +151,11 @@ class _Rasterize(torch.autograd.Function):
         if image.soft:
             distances, nearest, sums = run.contours(depths, hits)
             alpha, depth = run.composite(depths, distances, sums)
-            state = (depths, hits, distances, nearest, sums)
+            edges = [distances, nearest, sums]
         else:
-            alpha, depth, state = hard_alpha.clone(), hard_depth.clone(), (depths, hits)
+            alpha, depth, edges = hard_alpha.clone(), hard_depth.clone(), []
         ctx.image, ctx.topology = image, topology
-        ctx.save_for_backward(points, cameras, *state)
+        ctx.save_for_backward(points, cameras, depths, hits, *edges)
         ctx.mark_non_differentiable(hard_alpha, hard_depth)
         return alpha, depth, hard_alpha, hard_depth
 

@@ -1,16 +1,17 @@
 """What a rasterizer needs to know of a mesh besides positions: edges, their faces, connected components."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gradpath.connectivity import connected_components, pair_edges
 from gradpath.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Topology:
     """Connectivity of a triangle soup, as int32 tensors on one device.
 
@@ -44,13 +45,10 @@ class Topology:
         tensors = (self.faces, self.face_info, self.edges, self.edge_info)
         return Topology(*(t.to(device) for t in tensors))
 
-    @property
+    @cached_property
     def vertex_count(self) -> int:
         """The least number of vertices that the faces ask for."""
-        return self._vertex_count
-
-    def __post_init__(self):
-        object.__setattr__(self, "_vertex_count", int(self.faces.max()) + 1)
+        return int(self.faces.max()) + 1
 
 
 @lru_cache(maxsize=64)
@@ -61,50 +59,10 @@ def _cached(data: bytes, device: str) -> Topology:
 def _build(faces: np.ndarray) -> Topology:
     if faces.min() < 0:
         raise InputError(f"faces hold the negative vertex index {faces.min()}")
-    edges, edge_faces = _pair_edges(faces)
-    component = _components(len(faces), edge_faces)
+    edges, beside = pair_edges(faces)
+    component = connected_components(faces)
     is_open = np.zeros(component.max() + 1, dtype=np.int32)
-    is_open[component[edge_faces[edges[:, 3] < 0, 0]]] = 1
+    is_open[component[beside[edges[:, 3] < 0, 0]]] = 1
     face_info = np.stack([component, is_open[component]], axis=1)
-    arrays = (faces, face_info, edges, face_info[edge_faces[:, 0]])
+    arrays = (faces, face_info, edges, face_info[beside[:, 0]])
     return Topology(*(torch.from_numpy(np.array(a, dtype=np.int32)) for a in arrays))
-
-
-def _pair_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join half-edges into edges (a, b, opposite, opposite or -1) with their faces (face, face or -1).
-
-    An edge shared by more than two faces has no inside and outside: its half-edges all count as boundary.
-    """
-    count = len(faces)
-    half = np.stack([faces, np.roll(faces, -1, axis=1), np.roll(faces, -2, axis=1)], axis=-1).reshape(-1, 3)
-    face = np.repeat(np.arange(count), 3)
-    key = np.sort(half[:, :2], axis=1)
-    _, group, size = np.unique(key, axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
-    order = np.argsort(group, kind="stable")
-    start = np.concatenate([[0], np.cumsum(size)[:-1]])
-    pairs = start[size == 2]
-    first, second = order[pairs], order[pairs + 1]
-    single = order[(size != 2)[group[order]]]
-    none = np.full(len(single), -1)
-    edges = np.concatenate(
-        [np.column_stack([half[first], half[second, 2]]), np.column_stack([half[single], none])]
-    )
-    edge_faces = np.concatenate(
-        [np.column_stack([face[first], face[second]]), np.column_stack([face[single], none])]
-    )
-    return edges, edge_faces
-
-
-def _components(count: int, edge_faces: np.ndarray) -> np.ndarray:
-    """Label faces that hang together through shared edges; labels start at 0."""
-    label = np.arange(count)
-    links = edge_faces[edge_faces[:, 1] >= 0]
-    while True:
-        lowest = label.copy()
-        np.minimum.at(lowest, links[:, 0], label[links[:, 1]])
-        np.minimum.at(lowest, links[:, 1], label[links[:, 0]])
-        lowest = lowest[lowest]
-        if np.array_equal(lowest, label):
-            return np.unique(label, return_inverse=True)[1].reshape(-1)
-        label = lowest

@@ -4,4 +4,4 @@ if __name__ != "gradpath.sim":
 from gradpath.sim.clearance import Clearance
 from gradpath.sim.quadrotor import GRAVITY, Quadrotor, quadrotor_step
 
-__all__ = ["Clearance", "GRAVITY", "Quadrotor", "quadrotor_step"]
+__all__ = ["GRAVITY", "Clearance", "Quadrotor", "quadrotor_step"]

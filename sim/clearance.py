@@ -45,6 +45,7 @@ class Clearance(Stage):
     )
     kind: Tensor
     size_index: Tensor
+    analytic: Tensor
 
     def __init__(self, shapes: Sequence[int | TriangleMesh], counts: Sequence[int] | None = None):
         super().__init__()
@@ -54,21 +55,21 @@ class Clearance(Stage):
                 f"clearance needs shapes and one positive count each, got {len(shapes)} and {counts}"
             )
         kinds: list[int] = []
-        analytic: list[int] = []
+        places: list[int] = []
         self.meshes: list[tuple[TriangleMesh, slice]] = []
         first = 0
         for shape, count in zip(shapes, counts, strict=True):
             if isinstance(shape, TriangleMesh):
                 self.meshes.append((shape, slice(first, first + count)))
             else:
-                analytic += range(first, first + count)
+                places += range(first, first + count)
                 kinds += [int(Shape(shape))] * count
             first += count
         self.instances = first
         self.register_buffer("kind", torch.tensor(kinds, dtype=torch.int32), persistent=False)
         sizes = [_SIZES[Shape(kind)] for kind in kinds]
         self.register_buffer("size_index", torch.tensor(sizes).reshape(-1, 3), persistent=False)
-        self.register_buffer("analytic", torch.tensor(analytic, dtype=torch.int64), persistent=False)
+        self.register_buffer("analytic", torch.tensor(places, dtype=torch.int64), persistent=False)
 
     def forward(self, pose: Tensor, obstacles: Mapping[str, Tensor]) -> Tensor:
         """Measure every pair of one body and one obstacle of its world."""

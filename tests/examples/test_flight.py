@@ -84,7 +84,7 @@ def test_gradient_of_the_whole_objective_equals_central_differences(whole, what)
         gradient = sum(
             float((p.grad * change[name]).sum()) for name, p in picked.items() if p.grad is not None
         )
-        moved = {name: 0.0 for name in picked}
+        moved = dict.fromkeys(picked, 0.0)
 
         def apply(size, change):
             for name, p in picked.items():
