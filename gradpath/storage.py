@@ -67,7 +67,8 @@ def save(
     Args:
         model: The stage. It and the stages in it are rebuilt from their constructor arguments.
         folder: Created where it does not exist.
-        optimizer, scheduler: Their `state_dict()` is stored.
+        optimizer: Its `state_dict()` is stored.
+        scheduler: Likewise.
         generators: By name; their state is stored. Torch's global generators are not.
         step: How far training has come.
         extra: Anything of numbers, text, lists, dicts and tensors.
@@ -134,7 +135,8 @@ def load_train_state(
 
     Args:
         folder: Written by `save`.
-        optimizer, scheduler: Built as for the saved run, on the parameters of the loaded model.
+        optimizer: Built as for the saved run, on the parameters of the loaded model.
+        scheduler: Likewise.
         generators: By the names under which they were saved.
 
     Raises:
