@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from gradpath.figures import Figure
 
 RADIUS = 0.15  # of the drone [m]
-CLEARANCE_MARGIN = 0.35  # distance from which the loss begins to push [m]
+CLEARANCE_MARGIN = 0.5  # distance from which the loss begins to push [m]
 EVALUATION_SEED = 20_000  # no training world is drawn from it
 MASS = 1.0  # [kg]
+RENDERER_GRADIENT = {"full": 1.0, "decayed": 0.5, "off": 0.0}  # factor on what the image gives to the pose
 RECORD = ("body.state", "clearance.distance", "plan.command", "target.target_velocity")
 
 
@@ -31,12 +32,15 @@ RECORD = ("body.state", "clearance.distance", "plan.command", "target.target_vel
 class FlightOptions(TrainOptions):
     """Options of the flight task."""
 
-    iterations: int = 120
+    iterations: int = 180
+    learning_rate: float = 2e-3
     clip_norm: float | None = 1.0
+    threads: int | None = 1
+    """CPU threads of torch. One: the networks are small, and the kernels use all cores by themselves."""
     speed: float = 3.0
     """Speed along the course [m/s]."""
-    seconds: float = 10.0
-    """Time limit [s]."""
+    seconds: float | None = None
+    """Length of a flight in training [s]; None: the time in which 25.5 m are flown at full speed."""
     control_rate: float = 12.0
     """Images and commands per second [1/s]."""
     height: int = 24
@@ -47,9 +51,9 @@ class FlightOptions(TrainOptions):
     """Size of the policy's memory."""
     noise: float = 0.02
     """Standard deviation of the sensor's noise in inverse depth, relative to that of 3 m."""
-    memory: str = "all"
+    memory: str = "100"
     """What the time loop keeps: "all", or a number of snapshots."""
-    decay: float = 1.0
+    decay: float = 0.4
     """Share of the gradient that is left after each second that it travels back in time; 1 is the exact gradient."""
     renderer_gradient: Literal["full", "decayed", "off"] = "full"
     """Gradient through the camera to the body's pose; anything but full is an ablation."""
@@ -58,28 +62,49 @@ class FlightOptions(TrainOptions):
 
     @property
     def length(self) -> int:
-        """Control steps in a flight."""
-        return round(self.seconds * self.control_rate)
+        """Control steps of a flight in training."""
+        seconds = 25.5 / self.speed if self.seconds is None else self.seconds
+        return max(2, round(seconds * self.control_rate))
+
+    @property
+    def time_limit(self) -> int:
+        """Control steps within which a flight in the evaluation must arrive: a quarter more than straight flight."""
+        return round(1.25 * COURSE / self.speed * self.control_rate)
 
 
-class GradientGate(gp.Stage):
-    """The identity, with a factor on the gradient; for ablations.
+class View(gp.Stage):
+    """The pose that the camera sees from: the body's, with a factor on the gradient that comes back from the image.
+
+    The factor is 1 but for ablations; the gradient that arrives here is what the renderer gives to the pose.
 
     Args:
         factor: What the gradient is multiplied with; 0 stops it.
 
-    Inputs: `pose` (B, 7). Outputs: `pose` (B, 7). Gradients: scaled by the factor.
+    Inputs: `pose` (B, 7). Outputs: `pose` (B, 7). Gradients: exact, scaled by the factor.
     """
 
-    contract = gp.Contract(inputs={"pose": "B 7"}, outputs={"pose": "B 7"}, gradient="surrogate")
+    contract: gp.Contract
 
-    def __init__(self, factor: float):
+    def __init__(self, factor: float = 1.0):
         super().__init__()
+        gradient = "exact" if factor == 1.0 else "surrogate" if factor else "none"
+        self.contract = gp.Contract(inputs={"pose": "B 7"}, outputs={"pose": "B 7"}, gradient=gradient)
         self.factor = factor
 
     def forward(self, pose: Tensor) -> Tensor:
         """Return the pose."""
-        return pose.detach() + self.factor * (pose - pose.detach())
+        return _ScaleGradient.apply(pose, self.factor)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
 
 
 def build_step(
@@ -97,7 +122,9 @@ def build_step(
     """
     meshes, counts = drawn_meshes()
     shapes, _ = solid_shapes()
+    most = [2.0 * options.speed, 2.0 * options.speed, options.speed]  # accelerations [m/s^2]
     fresh: dict[str, gp.Stage] = {
+        "view": View(RENDERER_GRADIENT[options.renderer_gradient]),
         "camera": render.DepthCamera(
             render.Scene(meshes, counts),
             options.height,
@@ -111,14 +138,15 @@ def build_step(
         "encode": perception.DepthEncoder(
             options.height, options.width, features=options.features, channels=(16, 32, 32)
         ),
-        "plan": planners.Policy(options.features, low=(-6.0, -6.0, -3.0), high=(6.0, 6.0, 3.0)),
+        "plan": planners.Policy(options.features, low=[-a for a in most], high=most),
         "hold": planners.HoldVelocity(speed=options.speed),
         "control": planners.AttitudeController(MASS),
         "body": sim.Quadrotor(dt=1.0 / options.control_rate, substeps=4, mass=MASS),
         "clearance": sim.Clearance(shapes, counts),
     }
     wires = {
-        "camera.pose": "state.pose",
+        "view.pose": "state.pose",
+        "camera.pose": "view.pose",
         "target.pose": "state.pose",
         "motion.state": "state",
         "hold.correction": "plan.command",
@@ -130,20 +158,16 @@ def build_step(
         fresh["blindfold"] = perception.Blindfold(max_range=12.0)
         wires["blindfold.depth"] = "camera.depth"
         wires["sensor.depth"] = "blindfold.depth"
-    if options.renderer_gradient != "full":
-        fresh["gate"] = GradientGate(0.0 if options.renderer_gradient == "off" else 0.5)
-        wires["gate.pose"] = "state.pose"
-        wires["camera.pose"] = "gate.pose"
     fresh.update(stages or {})
-    return gp.Pipeline(wires=wires, outputs=None, check_finite=False, **fresh)
+    return gp.Pipeline(wires=wires, outputs=["clearance.distance"], check_finite=False, **fresh)
 
 
-def build_rollout(options: FlightOptions, step: gp.Pipeline) -> gp.Rollout:
-    """The control step over a whole flight."""
+def build_rollout(options: FlightOptions, step: gp.Pipeline, length: int | None = None) -> gp.Rollout:
+    """The control step over a whole flight, as long as those in training unless told otherwise."""
     memory: str | int = int(options.memory) if options.memory.isdigit() else options.memory
     return gp.Rollout(
         step,
-        length=options.length,
+        length=length or options.length,
         carry={"state": "body.state", "memory": "encode.memory"},
         memory=memory,
         decay=options.decay ** (1.0 / options.control_rate) if options.decay < 1.0 else None,
@@ -173,8 +197,15 @@ def clearance_loss(distance: Tensor) -> Tensor:
 
 
 def speed_loss(velocity: Tensor, wanted: Tensor) -> Tensor:
-    """Deviation from the wanted velocity (Huber); (T, B, 3) to (B,)."""
-    return nn.functional.smooth_l1_loss(velocity, wanted, reduction="none").mean(-1).mean(0)
+    """Deviation from the wanted velocity, mostly along it: dodging is cheap, braking is not; (T, B, 3) to (B,)."""
+    ahead = wanted / (wanted.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+    error = velocity - wanted
+    along = (error * ahead).sum(-1)
+    aside = error - along.unsqueeze(-1) * ahead
+    return (
+        nn.functional.huber_loss(along, torch.zeros_like(along), reduction="none")
+        + 0.05 * aside.square().sum(-1)
+    ).mean(0)
 
 
 def effort_loss(command: Tensor) -> Tensor:
@@ -193,22 +224,55 @@ def course_loss(pose: Tensor) -> Tensor:
 def flight_losses() -> gp.Losses:
     """The objective of a flight."""
     return gp.Losses(
-        clearance=(6.0, clearance_loss, "clearance.distance"),
+        clearance=(10.0, clearance_loss, "clearance.distance"),
         speed=(1.0, speed_loss, "body.state.velocity", "target.target_velocity"),
         effort=(0.01, effort_loss, "plan.command"),
         course=(0.2, course_loss, "body.state.pose"),
     )
 
 
-def outcome(trajectory: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What happened in each world: reached the end zone, least clearance until then, success; each (B,)."""
-    position = trajectory["body.state.pose"][..., :3]
-    distance = trajectory["clearance.distance"].amin(-1)
-    arrived = position[..., 0] >= COURSE
+def outcome(
+    trajectory: Mapping[str, Any], clearance: sim.Clearance | None = None, spacing: float = 0.05
+) -> dict[str, Tensor]:
+    """What happened in each world: reached the end zone, least clearance until then, success; each (B,).
+
+    Args:
+        trajectory: States and distances over time.
+        clearance: Measures the distances between the recorded states too, on a cubic through positions and velocities;
+            without it, those at the control steps count.
+        spacing: How far apart the measured points of a flight at constant speed may be [m].
+    """
+    state, distance = trajectory["body.state"], trajectory["clearance.distance"].amin(-1)
+    arrived = state["pose"][..., 0] >= COURSE
     flying = arrived.cumsum(0) <= 1
-    clearance = torch.where(flying, distance, torch.inf).amin(0)
+    if clearance is not None:
+        before, after = ({k: v[part] for k, v in state.items()} for part in (slice(None, -1), slice(1, None)))
+        travel = (after["pose"] - before["pose"])[..., :3].norm(dim=-1).max()
+        count = max(1, math.ceil(float(travel) / spacing))
+        for share in torch.linspace(0.0, 1.0, count + 1)[1:-1].tolist():
+            between = torch.stack(
+                [clearance(pose, trajectory["obstacles"]).amin(-1) for pose in _between(before, after, share)]
+            )
+            distance = torch.cat([distance[:1], torch.minimum(distance[1:], between)])
+    least = torch.where(flying, distance, torch.inf).amin(0)
     reached = arrived.any(0)
-    return {"reached": reached, "clearance": clearance, "success": reached & (clearance >= RADIUS)}
+    return {"reached": reached, "clearance": least, "success": reached & (least >= RADIUS)}
+
+
+def _between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> Tensor:
+    """Poses at a share of the way from state to state, (T - 1, B, 7), on the cubic that has their velocities."""
+    p, q = before["pose"][..., :3], after["pose"][..., :3]
+    # The duration of a step follows from the motion itself: both velocities together cover the way between.
+    mean = 0.5 * (before["velocity"] + after["velocity"])
+    duration = ((q - p) * mean).sum(-1, keepdim=True) / (mean.square().sum(-1, keepdim=True) + 1e-9)
+    u = share
+    position = (
+        (2 * u**3 - 3 * u**2 + 1) * p
+        + (u**3 - 2 * u**2 + u) * duration * before["velocity"]
+        + (3 * u**2 - 2 * u**3) * q
+        + (u**3 - u**2) * duration * after["velocity"]
+    )
+    return torch.cat([position, before["pose"][..., 3:]], dim=-1)
 
 
 class FlightTask(Task):
@@ -250,8 +314,10 @@ class FlightTask(Task):
 
         assert isinstance(model, gp.Rollout)
         worlds = draw_worlds(self.options.evaluation_worlds, (EVALUATION_SEED, self.options.seed))
-        plain = dataclasses.replace(self.options, memory="all", decay=1.0, renderer_gradient="full")
-        trained = {name: stage for name, stage in model.step.stages.items() if name != "gate"}
+        plain = dataclasses.replace(self.options, memory="all")
+        trained = dict(model.step.stages.items())
+        clearance = model.step.clearance
+        assert isinstance(clearance, sim.Clearance)
         idle = {**trained, "plan": planners.Idle(plain.features)}
         flights = {
             "trained": build_step(plain, stages=trained),
@@ -268,8 +334,8 @@ class FlightTask(Task):
                 "generator": torch.Generator(self.options.device).manual_seed(EVALUATION_SEED),
             }
             with gp.mode("hard"), torch.no_grad():
-                trajectories[name] = build_rollout(plain, step)(*args, **kwargs)
-            result = outcome(trajectories[name])
+                trajectories[name] = build_rollout(plain, step, plain.time_limit)(*args, **kwargs)
+            result = outcome(trajectories[name], clearance)
             successes[name] = result["success"]
             metrics[name] = rate(int(result["success"].sum()), len(result["success"]))
             metrics[f"{name}_collided"] = float((result["clearance"] < RADIUS).float().mean())

@@ -243,6 +243,9 @@ def top_view(data: Mapping[str, np.ndarray]) -> bytes:
         SHOWN // 2, 2, figsize=(12, 1.05 * SHOWN + 1.2), sharex=True, sharey=True, layout="constrained"
     )
     for world, axis in enumerate(axes.flat):
+        if world >= len(data["obstacle_pose"]):
+            axis.axis("off")
+            continue
         heights = _from_above(data, world)
         half = 14.0 * heights.shape[0] / heights.shape[1]
         axis.imshow(heights, extent=(-2, 26, -half, half), cmap="YlOrBr", vmin=-1.0, vmax=7.0, aspect="equal")

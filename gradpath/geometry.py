@@ -217,3 +217,22 @@ def look_at(eye: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
         )
     z, x = forward / distance, right / sine
     return pose(eye, quat_from_matrix(torch.stack([x, torch.linalg.cross(z, x), z], -1)))
+
+
+def check_poses(poses: Tensor, name: str) -> None:
+    """Refuse poses (B, 7) that are none: not finite, or with a quaternion of norm zero.
+
+    On a GPU nothing is checked, because the answer would have to be waited for; see `gradpath.check_finite`.
+
+    Raises:
+        InputError: names the first world.
+    """
+    if poses.is_cuda:
+        return
+    good = torch.isfinite(poses).all(-1) & (poses[..., 3:] != 0).any(-1)
+    if not bool(good.all()):
+        world = int((~good).nonzero()[0, 0])
+        raise InputError(
+            f"{name}: the pose of world {world} is {poses[world].tolist()}; a pose needs finite numbers and a "
+            "quaternion of norm 1, find the step that spoiled it"
+        )

@@ -125,6 +125,31 @@ def launch(
     )
 
 
+_threads: int | None = None
+
+
+def get_threads() -> int:
+    """Return how many threads `launch_worlds` splits a launch over on the CPU: by default, one per usable core.
+
+    Torch's own number does not matter here. Where small networks alternate with kernels, `torch.set_num_threads(1)`
+    is faster: torch's idle workers spin for a while, on the cores that the kernels want.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _threads or usable
+
+
+def set_threads(count: int | None) -> None:
+    """Set the number of threads of `launch_worlds`; None goes back to one per usable core.
+
+    Raises:
+        InputError: fewer than one.
+    """
+    global _threads
+    if count is not None and count < 1:
+        raise InputError(f"set_threads: expected at least 1, got {count}")
+    _threads = count
+
+
 @functools.lru_cache(maxsize=1)
 def _thread_pool(process: int) -> ThreadPoolExecutor:
     """One pool per process: a forked child inherits the object but none of its threads."""
@@ -139,7 +164,7 @@ def launch_worlds(
     dim: Sequence[int] = (),
     block_dim: int | None = None,
 ) -> None:
-    """Launch `kernel` over all worlds, split over `torch.get_num_threads()` threads on the CPU.
+    """Launch `kernel` over all worlds, on the CPU split over `get_threads()` threads; the result is the same.
 
     The first argument of the kernel is `first: int`, passed by this function; its world is `first` plus the
     first thread index. Worlds must not write to common memory: additions on the CPU are not atomic.
@@ -154,7 +179,7 @@ def launch_worlds(
     """
     if worlds == 0 or 0 in dim:
         return
-    parts = min(torch.get_num_threads(), worlds) if device.type == "cpu" else 1
+    parts = min(get_threads(), worlds) if device.type == "cpu" else 1
     if parts == 1:
         launch(kernel, (worlds, *dim), (0, *args), device, block_dim=block_dim)
         return

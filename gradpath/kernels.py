@@ -25,8 +25,10 @@ from gradpath.kernel_launch import (
     Factory,
     array,
     element_type,
+    get_threads,
     launch,
     launch_worlds,
+    set_threads,
     specialize,
 )
 from gradpath.kernel_registry import Operation, all_kernels, register, registry
@@ -37,10 +39,12 @@ __all__ = [
     "all_kernels",
     "array",
     "element_type",
+    "get_threads",
     "launch",
     "launch_worlds",
     "register",
     "registry",
+    "set_threads",
     "specialize",
 ]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradpath.contract import Contract
 from gradpath.errors import InputError
-from gradpath.geometry import pose_compose
+from gradpath.geometry import check_poses, pose_compose
 from gradpath.render.instances import place
 from gradpath.render.rasterize import rasterize
 from gradpath.render.scene import Scene
@@ -94,6 +94,7 @@ class DepthCamera(Stage):
 
     def forward(self, pose: Tensor, obstacles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Render one image per world."""
+        check_poses(pose, "camera")
         camera = pose_compose(pose, self.mount.to(pose.dtype))
         points = place(
             self.vertices.to(pose.dtype), self.owner, obstacles["pose"], obstacles["scale"], camera

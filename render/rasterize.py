@@ -178,6 +178,11 @@ class _Rasterize(torch.autograd.Function):
         return None, None, g_points, g_cameras
 
 
+def tile_shape(device: torch.device, width: int, height: int) -> tuple[int, int]:
+    """Width and height of the block of pixels that one thread draws: the image on the CPU, where threads are worlds."""
+    return (width, height) if device.type == "cpu" else (GPU_TILE, GPU_TILE)
+
+
 class _Launcher:
     """The kernels of one image size and mesh, bound to the tensors of one call."""
 
@@ -194,8 +199,7 @@ class _Launcher:
         self.face_info = kernels.array(topology.face_info, wp.vec2i)
         self.edges = kernels.array(topology.edges, wp.vec4i)
         self.edge_info = kernels.array(topology.edge_info, wp.vec2i)
-        # One thread draws a whole image on the CPU, where threads are worlds; blocks of pixels on a GPU.
-        width, height = (image.width, image.height) if self.device.type == "cpu" else (GPU_TILE, GPU_TILE)
+        width, height = tile_shape(self.device, image.width, image.height)
         self.tile = wp.vec2i(width, height)
         self.blocks = -(-image.width // width) * -(-image.height // height)
 

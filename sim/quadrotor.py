@@ -202,6 +202,7 @@ class Quadrotor(Stage):
         parameters: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Advance by one control step; see `quadrotor_step`."""
+        geometry.check_poses(state["pose"], "quadrotor")
         if parameters is None:
             parameters = self.parameters_per_world(len(control))
         return quadrotor_step(state, control, wind, parameters, self.dt, self.substeps)

@@ -129,3 +129,12 @@ def test_bad_input_is_named():
         geo.quat_rotate(random_quaternions(2), random_quaternions(2))
     with pytest.raises(ShapeError, match="quat_from_matrix"):
         geo.quat_from_matrix(torch.eye(4))
+
+
+@pytest.mark.parametrize("wrong", [0.0, math.nan])
+def test_poses_that_are_none_are_refused_by_world(wrong):
+    poses = geo.pose_identity(3, dtype=torch.float64)
+    geo.check_poses(poses, "camera")
+    poses[1, 3:] = wrong
+    with pytest.raises(InputError, match="camera: the pose of world 1 is"):
+        geo.check_poses(poses, "camera")

@@ -266,28 +266,26 @@ def make_worlds(scalar):
 @pytest.mark.parametrize("worlds", [0, 1, 2, 7])
 def test_launch_worlds_visits_every_world_once(threads, worlds):
     x, visits = torch.zeros(worlds, 3, dtype=F64), torch.zeros(worlds, 3, dtype=torch.int32)
-    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads)
+        kernels.set_threads(threads)
         kernel = kernels.specialize(make_worlds, F64)
         arrays = [kernels.array(x, wp.float64), kernels.array(visits, wp.int32)] if worlds else [None, None]
         kernels.launch_worlds(kernel, worlds, arrays, torch.device("cpu"), dim=(3,))
     finally:
-        torch.set_num_threads(before)
+        kernels.set_threads(None)
     expected = torch.arange(worlds, dtype=F64)[:, None] + 0.1 * torch.arange(3, dtype=F64)
     torch.testing.assert_close(x, expected)
     assert (visits == 1).all()
 
 
 def test_an_error_in_a_thread_reaches_the_caller():
-    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
+        kernels.set_threads(2)
         with pytest.raises(Exception, match=r"(?i)argument|parameter"):
             kernel = kernels.specialize(make_worlds, F64)
             kernels.launch_worlds(kernel, 4, ["no array"], torch.device("cpu"), dim=(3,))
     finally:
-        torch.set_num_threads(before)
+        kernels.set_threads(None)
 
 
 def test_backward_from_another_thread():

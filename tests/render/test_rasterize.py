@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +7,10 @@ import torch
 import trimesh
 
 import gradpath as gp
+from gradpath import kernels
 from gradpath.errors import InputError, ShapeError
+from gradpath.examples.flight_worlds import asset_meshes
+from gradpath.meshes import TriangleMesh
 from gradpath.render import pinhole, rasterize
 from gradpath.render.topology import Topology
 
@@ -96,9 +100,22 @@ def cast_rays(
     return depth.reshape(height, width)
 
 
+def assets() -> tuple[torch.Tensor, torch.Tensor]:
+    """Meshes from files, and each primitive."""
+    meshes = [*asset_meshes().values(), TriangleMesh.box(), TriangleMesh.icosphere(), TriangleMesh.cylinder()]
+    places = [(-1.6, 0.4, 4.0), (0.2, -0.3, 3.0), (1.8, 0.9, 5.0), (-0.8, -1.4, 6.0), (2.5, -1.0, 4.5)]
+    return joined(
+        *(
+            at(trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False), place, 0.8)
+            for mesh, place in zip(meshes, places, strict=True)
+        )
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_hard_depth_equals_a_ray_caster(dtype):
-    points, faces = clutter()
+@pytest.mark.parametrize("scene", [clutter, assets])
+def test_hard_depth_equals_a_ray_caster(dtype, scene):
+    points, faces = scene()
     K = pinhole(320, 240, math.radians(77))
     with gp.mode("hard"):
         image = render(points.to(dtype), faces, K, 240, 320)
@@ -260,15 +277,14 @@ def test_worlds_are_independent_repeatable_and_threads_do_not_matter():
     batch = torch.cat([points, points + 0.1, points - 0.1])
 
     def run(points, threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+        kernels.set_threads(threads)
         try:
             x = points.clone().requires_grad_()
             image = render(x, faces)
             image["depth"].sum().backward()
             return image["depth"].detach(), x.grad
         finally:
-            torch.set_num_threads(before)
+            kernels.set_threads(None)
 
     depth, gradient = run(batch, 1)
     for again in (run(batch, 1), run(batch, 2)):
@@ -341,3 +357,22 @@ def test_topology_finds_components_boundaries_and_opposite_vertices():
     for a, b, c, d in topology.edges.tolist():
         touching = [set(face) for face in faces.tolist() if {a, b} <= set(face)]
         assert {frozenset(face) for face in touching} == {frozenset({a, b, c}), frozenset({a, b, d})}
+
+
+def test_blocks_of_pixels_draw_the_same_image(monkeypatch):
+    """On a GPU one thread owns a block of pixels; on the CPU, the image."""
+    points, faces = clutter()
+
+    def run():
+        x = points.clone().requires_grad_()
+        image = render(x, faces)
+        (image["depth"].sum() + image["alpha"].sum()).backward()
+        return image["depth"].detach(), x.grad
+
+    whole = run()
+    monkeypatch.setattr(
+        sys.modules["gradpath.render.rasterize"], "tile_shape", lambda device, width, height: (8, 8)
+    )
+    blocks = run()
+    assert torch.equal(whole[0], blocks[0])
+    assert torch.equal(whole[1], blocks[1])
