@@ -1,5 +1,6 @@
 """gradpath: a gradient through everything."""
 
+from gradpath import implicit
 from gradpath.contract import Contract
 from gradpath.errors import (
     BudgetError,
@@ -46,6 +47,7 @@ __all__ = [
     "check_finite",
     "current_mode",
     "gradient_report",
+    "implicit",
     "load",
     "load_train_state",
     "mode",
