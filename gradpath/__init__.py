@@ -2,10 +2,12 @@
 
 from gradpath import implicit
 from gradpath.contract import Contract
+from gradpath.custom_gradient import CustomGradient, custom_gradient
 from gradpath.errors import (
     BudgetError,
     CaptureError,
     ContractError,
+    GradientError,
     GradpathError,
     InputError,
     LoadError,
@@ -30,6 +32,8 @@ __all__ = [
     "CaptureError",
     "Contract",
     "ContractError",
+    "CustomGradient",
+    "GradientError",
     "GradientReport",
     "GradpathError",
     "InputError",
@@ -46,6 +50,7 @@ __all__ = [
     "WireError",
     "check_finite",
     "current_mode",
+    "custom_gradient",
     "gradient_report",
     "implicit",
     "load",

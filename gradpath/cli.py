@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,18 @@ class Resume:
     """The run folder."""
     allow: tuple[str, ...] = ()
     """Modules outside gradpath that the run may import, for tasks of your own."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Gradcheck:
+    """Prove every registered gradient against central differences in float64; exit with 1 where one is wrong."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """One operation; all of them by default."""
+    module: tuple[str, ...] = ()
+    """Modules to import first, for operations of your own."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -124,6 +137,19 @@ def report_command(words: Sequence[str]) -> int:
     return 0
 
 
+def gradcheck_command(words: Sequence[str]) -> int:
+    """`gradpath gradcheck [NAME]`."""
+    given = tyro.cli(Gradcheck, prog="gradpath gradcheck", args=list(words))
+    from gradpath.gradcheck import check_registry
+
+    for module in (*OPERATIONS, *given.module):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise InputError(f"cannot import {module}: {error}") from error
+    return 0 if check_registry(given.name) else 1
+
+
 def print_metrics(metrics: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the figures of an evaluation, one per line; nested and long values are left to metrics.json."""
     from gradpath.page import rate_text
@@ -147,10 +173,14 @@ RUN_HELP = (
     "A folder that holds this task with these options is continued."
 )
 
+# Importing them registers the operations of the library.
+OPERATIONS = ("gradpath.distances", "gradpath.render", "gradpath.sim")
+
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train_command, "train a task in a run folder, or continue a training"),
     "evaluate": (evaluate_command, "evaluate the trained model of a run folder"),
     "report": (report_command, "write report.html of a run folder"),
+    "gradcheck": (gradcheck_command, "prove every registered gradient against central differences"),
 }
 
 

@@ -33,5 +33,9 @@ class NonFiniteError(GradpathError, ArithmeticError):
     """A value or gradient became NaN or infinite; names stage, time step and world."""
 
 
+class GradientError(GradpathError, ArithmeticError):
+    """A gradient rule is not what it says it is; names the operation, the input and the element."""
+
+
 class LoadError(GradpathError, OSError):
     """A saved run is missing, damaged, newer than this version, or asks for code that is not allowed."""
