@@ -1,6 +1,6 @@
 """gradpath: a gradient through everything."""
 
-from gradpath import implicit
+from gradpath import implicit, relax
 from gradpath.contract import Contract
 from gradpath.custom_gradient import CustomGradient, custom_gradient
 from gradpath.errors import (
@@ -57,6 +57,7 @@ __all__ = [
     "load_train_state",
     "mode",
     "observe",
+    "relax",
     "save",
     "scan",
 ]

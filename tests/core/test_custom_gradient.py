@@ -144,5 +144,7 @@ def test_gradcheck_lists_and_fails(capsys):
 
 
 def test_every_gradient_of_the_library_is_what_it_says(capsys):
+    for name in [name for name, op in registry.items() if not op.module.startswith("gradpath.")]:
+        del registry[name]
     assert cli.main(["gradcheck"]) == 0, capsys.readouterr().out
     assert "quadrotor_step_1" in capsys.readouterr().out

@@ -1,0 +1,105 @@
+"""What all relaxed operations share: the mode, the temperature, its schedule, the registry. See `gradpath.relax`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradpath.errors import InputError
+from gradpath.kernel_registry import register
+from gradpath.mode import current_mode
+
+
+class Anneal:
+    """A temperature that falls from one value to another, step by step of the training.
+
+    Args:
+        start: The first temperature.
+        end: The last one, above zero; it stays there.
+        steps: Calls of `step` from the first to the last.
+
+    A relaxed operation takes it as `tau=`; on a logarithmic scale, it falls evenly. `position` may be saved and set.
+    Raises:
+        InputError: a temperature is not above zero, or there are no steps.
+    """
+
+    def __init__(self, start: float, end: float, steps: int):
+        self.start, self.end = temperature(start, "Anneal"), temperature(end, "Anneal")
+        if steps < 1:
+            raise InputError(f"Anneal: steps is at least 1, got {steps}")
+        self.steps = steps
+        self.position = 0
+
+    def step(self) -> None:
+        """Go to the next temperature."""
+        self.position += 1
+
+    def __float__(self) -> float:
+        share = min(self.position / self.steps, 1.0)
+        return self.start ** (1.0 - share) * self.end**share
+
+    def __repr__(self) -> str:
+        return f"Anneal({self.start:g}, {self.end:g}, {self.steps}, now {float(self):g})"
+
+
+Temperature = float | Anneal
+
+
+def temperature(tau: Any, name: str) -> float:
+    """Return tau as a number.
+
+    Raises:
+        InputError: it is not above zero and finite.
+    """
+    value = float(tau)
+    if not (value > 0.0 and math.isfinite(value)):
+        raise InputError(
+            f"{name}: tau is above zero and finite, got {value}; for the operation without relaxation use "
+            'gp.mode("hard")'
+        )
+    return value
+
+
+def choose(soft: Callable[[], Tensor], hard: Callable[[], Tensor]) -> Tensor:
+    """Return what the mode asks for: the soft value, the hard one, or the hard one with the gradient of the soft."""
+    mode = current_mode()
+    if mode == "soft":
+        return soft()
+    if mode == "hard":
+        return hard()
+    with torch.no_grad():
+        value = hard()
+    return _StraightThrough.apply(soft(), value)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument forward, the gradient to the first backward; exact, unlike s + (h - s).detach()."""
+
+    @staticmethod
+    def forward(ctx: Any, soft: Tensor, hard: Tensor) -> Tensor:
+        return hard.to(soft.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def soft_step(fraction: Tensor, tau: float) -> Tensor:
+    """A step at 1/2 that is 0 at 0 and 1 at 1 for every tau: a line for large tau, a jump for small."""
+    edge = math.tanh(0.25 / tau)  # a sigmoid, shifted and scaled: tanh(x / 2) = 2 sigmoid(x) - 1
+    return 0.5 + 0.5 * torch.tanh((fraction - 0.5) / (2.0 * tau)) / edge
+
+
+def register_relaxation(fn: Callable[..., Any], samples: Callable[[int], dict[str, Any]]) -> None:
+    """Have the soft version of an operation checked like every other gradient, as `relax.NAME`."""
+    register(f"relax.{fn.__name__}", kernels=(), fn=fn, samples=samples)
+
+
+def draw(batch: int, *shape: int, scale: float = 1.0) -> Tensor:
+    """Return repeatable normal numbers in float64, (batch, *shape)."""
+    generator = torch.Generator().manual_seed(batch)
+    return scale * torch.randn(batch, *shape, dtype=torch.float64, generator=generator)
