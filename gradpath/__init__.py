@@ -1,6 +1,6 @@
 """gradpath: a gradient through everything."""
 
-from gradpath import implicit, relax
+from gradpath import estimate, implicit, relax
 from gradpath.contract import Contract
 from gradpath.custom_gradient import CustomGradient, custom_gradient
 from gradpath.errors import (
@@ -51,6 +51,7 @@ __all__ = [
     "check_finite",
     "current_mode",
     "custom_gradient",
+    "estimate",
     "gradient_report",
     "implicit",
     "load",

@@ -1,0 +1,30 @@
+import json
+
+import pytest
+import torch
+
+from gradpath.examples import wall
+
+
+def test_the_mixture_gets_over_the_wall_and_the_report_flags_the_bias(tmp_path, capsys):
+    metrics = wall.main(run=tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert (tmp_path / "wall.png").stat().st_size > 10_000
+    first, alpha = (metrics["estimators"][name] for name in ("first order", "alpha order"))
+    assert first["angle"] == pytest.approx(0.495, abs=0.01)
+    assert alpha["loss"] <= -0.00947
+    assert metrics["report"]["biased"]
+    assert "BIASED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_does_for_other_noise(seed):
+    assert wall.throw("first order", 300, 50, 0.33, seed)[-1] == pytest.approx(0.495, abs=0.01)
+    assert wall.expected_loss(wall.throw("alpha order", 300, 50, 0.33, seed)[-1]) <= -0.00947
+
+
+def test_the_loss_jumps_where_the_ball_clears_the_wall():
+    angles = torch.tensor([0.1, 0.5, 0.69, 0.70], dtype=torch.float64)
+    distance = (-wall.loss(angles)).sqrt()
+    torch.testing.assert_close(distance[1:3], torch.full((2,), 0.06, dtype=torch.float64))
+    assert distance[0] < 0.06 and distance[3] > 0.1
