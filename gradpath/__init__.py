@@ -15,7 +15,8 @@ from gradpath.errors import (
     ShapeError,
     WireError,
 )
-from gradpath.losses import Losses, LossValues
+from gradpath.loss_matrix import LossMatrix, loss_matrix
+from gradpath.losses import Losses, LossValues, Ramp, auxiliary
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
 from gradpath.report import GradientReport, gradient_report
@@ -38,16 +39,19 @@ __all__ = [
     "GradpathError",
     "InputError",
     "LoadError",
+    "LossMatrix",
     "LossValues",
     "Losses",
     "NonFiniteError",
     "Pipeline",
+    "Ramp",
     "Rollout",
     "ShapeError",
     "Stage",
     "TrainState",
     "Trajectory",
     "WireError",
+    "auxiliary",
     "check_finite",
     "current_mode",
     "custom_gradient",
@@ -56,6 +60,7 @@ __all__ = [
     "implicit",
     "load",
     "load_train_state",
+    "loss_matrix",
     "mode",
     "observe",
     "relax",

@@ -3,28 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from gradpath.conflicts import CHOICES, combine
 from gradpath.errors import ContractError, InputError, NonFiniteError, ShapeError
 from gradpath.stage import close_match
+from gradpath.tree import map_leaves
 
 LossFunction = Callable[..., torch.Tensor]
+Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
 class Term:
     """One loss: its weight, its function, and the names of the values that the function takes.
 
-    Without names the function takes the whole mapping.
+    Without names the function takes the whole mapping. A weight that is a schedule gives a number for a position.
     """
 
-    weight: float
+    weight: float | Schedule
     function: LossFunction
     values: tuple[str, ...] = ()
+    auxiliary: bool = False
+
+    def weight_at(self, position: int) -> float:
+        """Return the weight after so many steps."""
+        return self.weight if isinstance(self.weight, float) else float(self.weight(position))
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that goes from one number to another on a straight line, and stays there.
+
+    Args:
+        start: The weight before and at step `begin`.
+        end: The weight from step `begin + steps` on.
+        steps: Steps of the way, at least 1.
+        begin: Steps before it.
+
+    Raises:
+        InputError: there are no steps, or a weight is not finite.
+    """
+
+    start: float
+    end: float
+    steps: int
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise InputError(f"Ramp: expected finite weights and at least one step, got {self}")
+
+    def __call__(self, position: int) -> float:
+        """Return the weight after so many steps."""
+        share = min(max((position - self.begin) / self.steps, 0.0), 1.0)
+        return self.start + share * (self.end - self.start)
+
+
+def auxiliary(weight: float | Schedule, function: LossFunction, *values: str) -> Term:
+    """Mark a loss as auxiliary: it helps to train, and does not count in what the task is about.
+
+    `LossValues.main` leaves it out. Arguments as in `Losses`.
+    """
+    return replace(_term("auxiliary", (weight, function, *values)), auxiliary=True)
 
 
 class Losses:
@@ -40,7 +86,9 @@ class Losses:
 
     Args:
         terms: `(weight, function)`, where the function takes the whole mapping, or `(weight, function, name,
-            ...)`, where it takes the values of these names in this order; a dotted name reaches into dicts.
+            ...)`, where it takes the values of these names in this order; a dotted name reaches into dicts, and
+            `"body.state.pose[-1]"` is one time step. `auxiliary(...)` marks a term. A weight is a number or a
+            schedule: a function of the number of calls of `step`, such as `Ramp`.
             A function returns one number, one per world (B,), or one per step and world (T, B); the mean
             counts.
 
@@ -48,8 +96,18 @@ class Losses:
         InputError: a term of another form, or a weight that is not finite.
     """
 
-    def __init__(self, **terms: tuple[Any, ...]):
+    def __init__(self, **terms: tuple[Any, ...] | Term):
         self.terms = {name: _term(name, term) for name, term in terms.items()}
+        self.position = 0
+        """Where the schedules are; save it and set it to resume them."""
+
+    def step(self) -> None:
+        """Move all schedules on by one."""
+        self.position += 1
+
+    def weights(self) -> dict[str, float]:
+        """Return the weights at this position."""
+        return {name: term.weight_at(self.position) for name, term in self.terms.items()}
 
     def __call__(self, values: Mapping[str, Any]) -> LossValues:
         """Compute every loss.
@@ -67,11 +125,13 @@ class Losses:
         """
         raw = {name: _evaluate(name, term, values) for name, term in self.terms.items()}
         means = {name: value.mean() for name, value in raw.items()}
-        weighted = {name: self.terms[name].weight * mean for name, mean in means.items()}
+        weights = self.weights()
+        weighted = {name: weights[name] * mean for name, mean in means.items()}
         total = sum(weighted.values(), torch.zeros(()))
         if not math.isfinite(total.item()):
             raise _not_finite(raw)
-        return LossValues(total, means, weighted)
+        marked = frozenset(name for name, term in self.terms.items() if term.auxiliary)
+        return LossValues(total, means, weighted, marked)
 
 
 @dataclass(frozen=True)
@@ -82,11 +142,55 @@ class LossValues:
         total: The weighted sum, a 0-d tensor with its graph.
         terms: Each loss without its weight, 0-d.
         weighted: Each loss times its weight, 0-d.
+        auxiliary: Names of the losses that are marked as auxiliary.
     """
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]
     weighted: dict[str, torch.Tensor]
+    auxiliary: frozenset[str] = field(default=frozenset())
+
+    @property
+    def main(self) -> torch.Tensor:
+        """The weighted sum without auxiliary losses, 0-d."""
+        kept = [value for name, value in self.weighted.items() if name not in self.auxiliary]
+        return sum(kept, torch.zeros_like(self.total))
+
+    def backward(
+        self,
+        parameters: Iterable[torch.Tensor],
+        conflicts: str = "none",
+        *,
+        caution: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Add to `.grad` of the parameters, resolving conflicts between the weighted losses.
+
+        One backward pass per loss over the same graph, which is freed by the last; what is kept for each loss is one
+        gradient of the size of the parameters.
+
+        Args:
+            parameters: What gets gradients; nothing else does.
+            conflicts: `"none"`, the gradient of the total; `"pcgrad"`; or `"cagrad"`. See `gradpath.conflicts`.
+            caution: How far CAGrad may go from the mean gradient, relative to its length.
+            generator: Draws the order of PCGrad's projections; without one it is that of the losses.
+
+        Raises:
+            InputError: another choice, a negative caution, or no loss depends on the parameters.
+        """
+        if conflicts not in CHOICES or caution < 0:
+            raise InputError(
+                f'losses: conflicts "{conflicts}" with caution {caution}: expected one of {", ".join(CHOICES)}, and '
+                "a caution of at least 0"
+            )
+        targets = [parameter for parameter in parameters if parameter.requires_grad]
+        rows = gradients_by_loss(self, targets, retain_graph=False)
+        order = None if generator is None else torch.randperm(len(rows), generator=generator)
+        flat = combine(torch.stack(list(rows.values())), conflicts, caution=caution, order=order)
+        parts = flat.split([target.numel() for target in targets])
+        for target, part in zip(targets, parts, strict=True):
+            gradient = part.view_as(target).to(target.dtype)
+            target.grad = gradient.clone() if target.grad is None else target.grad + gradient
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.terms:
@@ -103,8 +207,30 @@ class LossValues:
         width = max(map(len, ("total", *self.terms)))
         lines = [f"{'loss':{width}}  {'value':>12}  {'weighted':>12}"]
         for name, value in self.terms.items():
-            lines.append(f"{name:{width}}  {value.item():12.5g}  {self.weighted[name].item():12.5g}")
+            mark = "  auxiliary" if name in self.auxiliary else ""
+            lines.append(f"{name:{width}}  {value.item():12.5g}  {self.weighted[name].item():12.5g}{mark}")
         return "\n".join([*lines, f"{'total':{width}}  {'':12}  {self.total.item():12.5g}"])
+
+
+def gradients_by_loss(
+    values: LossValues, targets: list[torch.Tensor], *, retain_graph: bool
+) -> dict[str, torch.Tensor]:
+    """Return the gradient of each weighted loss with respect to all targets, as one vector (P,) on one device.
+
+    Raises:
+        InputError: no loss depends on a target.
+    """
+    wanted = [name for name, value in values.weighted.items() if value.requires_grad]
+    if not wanted or not targets:
+        raise InputError("losses: no loss depends on a parameter that requires a gradient; is one detached?")
+    rows = {}
+    for name in wanted:
+        keep = retain_graph or name != wanted[-1]
+        parts = torch.autograd.grad(
+            values.weighted[name], targets, retain_graph=keep, allow_unused=True, materialize_grads=True
+        )
+        rows[name] = torch.cat([part.reshape(-1).to(parts[0]) for part in parts])
+    return rows
 
 
 def lookup(values: Mapping[str, Any], name: str) -> Any:
@@ -129,14 +255,17 @@ def lookup(values: Mapping[str, Any], name: str) -> Any:
 
 
 def _term(name: str, term: Any) -> Term:
+    if isinstance(term, Term):
+        return term
     if isinstance(term, tuple) and len(term) >= 2:
         weight, function, *values = term
         right_names = all(isinstance(value, str) for value in values)
-        if isinstance(weight, float | int) and math.isfinite(weight) and callable(function) and right_names:
-            return Term(float(weight), function, tuple(values))
+        fixed = isinstance(weight, float | int) and math.isfinite(weight)
+        if (fixed or callable(weight)) and callable(function) and right_names:
+            return Term(float(weight) if fixed else weight, function, tuple(values))
     raise InputError(
         f'loss "{name}": expected (weight, function) or (weight, function, "value", ...) with a finite '
-        f"weight, got {term!r}"
+        f"weight or a schedule, got {term!r}"
     )
 
 
@@ -157,14 +286,26 @@ def _evaluate(name: str, term: Term, values: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _attached(loss: str, path: str, values: Mapping[str, Any]) -> Any:
+    name, index = _at_step(path)
     try:
-        return lookup(values, path)
+        value = lookup(values, name)
+        return value if index is None else map_leaves(lambda tensor: tensor[index], value)
+    except IndexError:
+        raise ContractError(
+            f'loss "{loss}" is attached to "{path}", but "{name}" has no time step {index}'
+        ) from None
     except KeyError:
         known = _names(values)
         raise ContractError(
             f'loss "{loss}" is attached to "{path}"{close_match(path, known)}, which is not there; '
             f"there are {', '.join(known) or 'no values'}"
         ) from None
+
+
+def _at_step(path: str) -> tuple[str, int | None]:
+    """Take "name[3]" apart."""
+    match = re.fullmatch(r"(.+)\[(-?\d+)\]", path)
+    return (match[1], int(match[2])) if match else (path, None)
 
 
 def _names(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -44,7 +44,7 @@ def gradient_report(rollout: Rollout, losses: Losses | LossValues | None = None)
         )
     order = list(rollout.recorder.wiring.takes)
     if isinstance(losses, Losses):
-        weights = {name: term.weight for name, term in losses.terms.items()}
+        weights = losses.weights()
         return GradientReport.of(recording, order, weights=weights)
     with recording.paused():
         norms = {} if losses is None else _loss_norms(rollout, losses)
