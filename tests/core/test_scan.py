@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradpath import capture
 from gradpath.contract import Contract
 from gradpath.errors import BudgetError, CaptureError, ContractError, GradpathError, InputError, ShapeError
 from gradpath.mode import current_mode, mode
@@ -145,6 +146,11 @@ def test_backward_may_run_again_when_the_graph_is_kept(memory):
         torch.autograd.grad(last["h"].sum(), carry["h"])
 
 
+def test_torch_says_whether_a_graph_is_kept():
+    # Without this private function scan keeps tapes and snapshots until its outputs are gone.
+    assert torch._C._autograd._get_current_graph_task_keep_graph() in (True, False)
+
+
 @pytest.mark.parametrize("memory", ["all", 3])
 def test_double_backward_is_refused(memory):
     step, carry, xs = noisy_problem()
@@ -152,6 +158,18 @@ def test_double_backward_is_refused(memory):
     (grad,) = torch.autograd.grad(last["h"].sum(), carry["h"], create_graph=True)
     with pytest.raises(GradpathError, match="differentiated again"):
         (grad.sum() + carry["h"].sum()).backward()
+
+
+def test_long_lists_of_numbers_are_not_walked(monkeypatch):
+    visits = []
+    visit = capture._Finder.visit
+    monkeypatch.setattr(capture._Finder, "visit", lambda self, *args: (visits.append(1), visit(self, *args)))
+    table = {"list": [0.5] * 10000, "tuple": (1, "a", None) * 1000, "rows": [[1.0, 2.0]] * 100}
+    weight = torch.ones(2, requires_grad=True)
+    mixed = [1.0] * 50 + [weight]
+    h, _ = scan(lambda h, x: (h * table["list"][0] * mixed[-1], None), torch.ones(2), length=3)
+    h.sum().backward()
+    assert (weight.grad == 3 / 8).all() and len(visits) < 300
 
 
 W_GLOBAL = torch.tensor([0.5, -0.3], requires_grad=True)
