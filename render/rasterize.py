@@ -137,20 +137,25 @@ def _intrinsics(K: Tensor, points: Tensor, validate: bool) -> Tensor:
     if K.shape not in ((3, 3), (points.shape[0], 3, 3)):
         raise ShapeError(f"K: expected (3, 3) or ({points.shape[0]}, 3, 3), got {tuple(K.shape)}")
     K = K.to(points)
-    if validate:
-        fixed = K.detach().flatten(-2)[..., [1, 3, 6, 7, 8]]
-        good = (
-            torch.isfinite(K).all()
-            & (K[..., [0, 1], [0, 1]] > 0).all()
-            & (fixed == fixed.new_tensor([0.0, 0.0, 0.0, 0.0, 1.0])).all()
+    if validate and not all(_is_pinhole(entries) for entries in K.detach().reshape(-1, 9).tolist()):
+        raise InputError(
+            "K needs finite entries, positive focal lengths, no skew and the bottom row [0, 0, 1]: "
+            f"[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; got {K.tolist()}"
         )
-        if not bool(good):
-            raise InputError(
-                "K needs finite entries, positive focal lengths, no skew and the bottom row [0, 0, 1]: "
-                f"[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; got {K.tolist()}"
-            )
     flat = torch.stack([K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]], dim=-1)
     return flat.expand(points.shape[0], 4)
+
+
+def _is_pinhole(entries: list[float]) -> bool:
+    """Whether nine entries are [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; in Python, as they are too few for tensors."""
+    fx, skew, cx, shear, fy, cy, *bottom = entries
+    return (
+        0.0 < fx < math.inf
+        and 0.0 < fy < math.inf
+        and math.isfinite(cx)
+        and math.isfinite(cy)
+        and (skew, shear, *bottom) == (0.0, 0.0, 0.0, 0.0, 1.0)
+    )
 
 
 class _Rasterize(torch.autograd.Function):
