@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from gradpath.errors import GradpathError
+from gradpath.errors import GradpathError, InputError
 
 
 def find_examples() -> dict[str, str]:
     """Return the examples and their first docstring lines, in alphabetical order, without importing them.
 
-    An example is a module beside this one with a function `main`, whose parameters are its options.
+    An example is a module beside this one with a function `main`, whose parameters are its options and which
+    returns its figures.
     """
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
@@ -27,7 +30,10 @@ def find_examples() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List the examples, or run the one that is named with the options behind its name."""
+    """List the examples, or run the one that is named with the options behind its name.
+
+    Its figures are printed and written to metrics.json in the folder `--run`, by default runs/NAME.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     examples = find_examples()
     if not words or words[0] in ("-h", "--help"):
@@ -42,11 +48,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"gradpath.examples.{name}")
     try:
-        tyro.cli(module.main, prog=f"python -m gradpath.examples {name}", args=words[1:])
-    except GradpathError as error:
+        command = with_run_folder(module.main, Path("runs") / name)
+        tyro.cli(command, prog=f"python -m gradpath.examples {name}", args=words[1:])
+    except (GradpathError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def with_run_folder(example: Callable[..., Mapping[str, Any]], default: Path) -> Callable[..., None]:
+    """Return a command with the options of an example and one more, the folder for its figures."""
+
+    def command(*, run: Path, **options: Any) -> None:
+        from gradpath.cli import print_metrics
+        from gradpath.runs import write_json
+
+        if (run / "options.json").exists():
+            raise InputError(
+                f"{run} holds a training, whose metrics.json would be lost; choose another --run"
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        figures = example(**options)
+        write_json(run / "metrics.json", figures)
+        print_metrics(figures)
+        print(run / "metrics.json")
+
+    help_of_run = tyro.conf.arg(help="The folder that metrics.json, with the figures, is written to.")
+    types = get_type_hints(example, include_extras=True) | {"run": Annotated[Path, help_of_run]}
+    signature = inspect.signature(example)
+    extra = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types["run"])
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])  # type: ignore[attr-defined]
+    command.__annotations__, command.__doc__ = types, example.__doc__
+    return command
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from gradpath.meshes import TriangleMesh
 COURSE = 24.0  # the end zone begins at this x [m]
 ALTITUDE = 1.5  # of start and goal [m]
 HALF_WIDTH = 6.0  # of the part of the course that holds obstacles [m]
+CEILING = 5.0  # as high as the highest obstacles [m]
 HIDDEN = -100.0  # height of instances that a world does not use [m]
 SEGMENTS = 12  # of a drawn cylinder
 
@@ -56,11 +57,14 @@ def asset_meshes() -> dict[str, TriangleMesh]:
 
 def drawn_meshes() -> tuple[list[TriangleMesh], list[int]]:
     """Meshes and counts for the renderer, in the order of the instances."""
-    # A drawn cylinder's flat sides lie as far outside of the true surface as their edges are beyond it.
+    # Flat faces lie inside of the round surface; drawn this much larger, nothing looks smaller than it is.
+    around = math.cos(math.pi / SEGMENTS)
+    cylinder, sphere = TriangleMesh.cylinder(SEGMENTS), TriangleMesh.icosphere(1)
+    inner = (sphere.vertices[sphere.faces.long()].mean(1).norm(dim=-1)).min()
     primitives = {
         "box": TriangleMesh.box(),
-        "cylinder": TriangleMesh.cylinder(SEGMENTS),
-        "sphere": TriangleMesh.icosphere(1),
+        "cylinder": TriangleMesh(cylinder.vertices / torch.tensor([around, around, 1.0]), cylinder.faces),
+        "sphere": TriangleMesh(sphere.vertices / inner, sphere.faces),
     }
     meshes = {**primitives, **asset_meshes()}
     return [meshes[name] for name in COUNTS], list(COUNTS.values())
@@ -73,7 +77,7 @@ def solid_shapes() -> tuple[list[int | TriangleMesh], list[int]]:
     return [shapes[name] for name in COUNTS], list(COUNTS.values())
 
 
-def draw_worlds(batch: int, seed: tuple[int, ...], density: float = 0.6) -> Worlds:
+def draw_worlds(batch: int, seed: tuple[int, ...], density: float = 0.5) -> Worlds:
     """Draw worlds; the same seed gives the same worlds.
 
     Every other world is a room, with two walls that have a doorway each, the others are forests.
@@ -168,8 +172,8 @@ def _room(rng: np.random.Generator, density: float) -> tuple[np.ndarray, np.ndar
     door = 0.0
     for middle in (8.5, 17.0):
         x = middle + rng.uniform(-1.0, 1.0)
-        door = float(np.clip(door + rng.uniform(-2.5, 2.5), -3.0, 3.0))
-        half_door = rng.uniform(1.1, 1.4)
+        door = float(np.clip(door + rng.uniform(-2.5, 2.5), -2.5, 2.5))
+        half_door = rng.uniform(1.2, 1.6)
         for low, high in ((-HALF_WIDTH, door - half_door), (door + half_door, HALF_WIDTH)):
             half = 0.5 * (high - low)
             slots.put("box", (x, low + half, half_height), (half_thickness, half, half_height))

@@ -33,6 +33,10 @@ _LEAF_NODE: Any = type(get_gradient_edge(torch.empty(0, requires_grad=True)).nod
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, type)
 
 
+_PLAIN = frozenset((str, bytes, int, float, complex, bool, type(None)))
+"""Exact types of the items of tables."""
+
+
 @dataclass
 class Captured:
     """The tensors, generators and modules that a step can reach.
@@ -108,6 +112,8 @@ class _Finder:
             self.found.tensors.setdefault(id(value), value)
             self.found.names.setdefault(id(value), name)
             self.found.places.setdefault(id(value), []).append(put)
+        elif isinstance(value, (list, tuple)) and _PLAIN.issuperset(map(type, value)):
+            return  # a table of a million numbers is looked through, not walked
         elif isinstance(value, tuple):
             self._visit_tuple(value, name, put)
         elif id(value) not in self.seen:

@@ -84,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"gradpath {verb}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        if "--debug" in rest:
+            raise
+        print(f"gradpath {verb}: {error}; --debug shows where", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"gradpath {verb}: interrupted", file=sys.stderr)
         return 130
@@ -109,9 +114,12 @@ def train_command(words: Sequence[str]) -> int:
             ("debug", Annotated[bool, tyro.conf.arg(help="Show the traceback of an error.")], False),
         ],
     )
-    given: Any = tyro.cli(
-        command, prog=f"gradpath train {words[0]}", description=cls.description, args=list(words[1:])
-    )
+    try:
+        given: Any = tyro.cli(
+            command, prog=f"gradpath train {words[0]}", description=cls.description, args=list(words[1:])
+        )
+    except ValueError as error:  # of the checks of a task's own options
+        raise error if isinstance(error, GradpathError) else InputError(f"bad option: {error}") from error
     result = train(cls(given.options), given.run or next_folder(name))
     return 0 if result.finished else 130
 

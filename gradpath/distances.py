@@ -59,7 +59,7 @@ def shape_distance(
         Distances [m], negative inside, shape (B, I) or (B, P, I).
     Raises:
         ShapeError: a tensor has another shape, dtype or device than these.
-        InputError: a kind is no `Shape`.
+        InputError: a kind is no `Shape`, or a size is negative or not finite; not looked for on a GPU.
     Gradients: exact; at a centre or an edge, those of one side.
     """
     if (
@@ -71,12 +71,23 @@ def shape_distance(
         raise InputError(
             f"shape_distance: kinds run from {int(kind.min())} to {int(kind.max())}; known: {names}"
         )
+    _check_sizes(size)
     kind = kind.to(torch.int32)
     if kind.ndim == 1:
         kind = kind.expand(pose.shape[0], -1)
     if points.ndim == 2:
         return _shape_distance(points.unsqueeze(1), kind, pose, size).squeeze(1)
     return _shape_distance(points, kind, pose, size)
+
+
+def _check_sizes(size: torch.Tensor) -> None:
+    if size.is_cuda:
+        return
+    good = (size >= 0) & (size < torch.inf)
+    if not bool(good.all()):
+        raise InputError(
+            f"shape_distance: a size is {float(size[~good][0])}; sizes are zero or more, and finite, look for the sign"
+        )
 
 
 def collides(
@@ -148,6 +159,7 @@ def mesh_distance(
         Distances [m], negative inside, shape (B, I) or (B, P, I).
     Raises:
         ShapeError: a tensor has another shape or dtype than these.
+        InputError: a scale is not positive and finite; not looked for on a GPU.
     Gradients: exact. The nearest point is found without gradient and held fixed in the frame of the mesh, which
         loses nothing: as it minimizes the distance, its own motion does not change it to first order.
     """
@@ -165,6 +177,7 @@ def mesh_distance(
             f"mesh_distance: expected one dtype, float32 or float64, got points {points.dtype}, pose {pose.dtype}, "
             f"scale {scale.dtype}; convert them with .to()"
         )
+    geometry.check_scales(scale, "mesh_distance")
     closest, outward = _closest_points(points, pose, scale, mesh)
     position, rotation = pose[:, None, :, :3], pose[:, None, :, 3:]
     local = geometry.quat_rotate(geometry.quat_conjugate(rotation), points[:, :, None] - position)

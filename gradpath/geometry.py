@@ -15,6 +15,9 @@ from gradpath.errors import InputError, ShapeError
 # Below this angle [rad] a series replaces sin(x) / x and its kin; its error is under 1e-16 there.
 _SMALL = 1e-3
 
+# How far from 1 the norm of a pose's quaternion may be: far more than rounding, far less than a mistake.
+POSE_TOLERANCE = 1e-3
+
 
 def _check(tensor: Tensor, size: int, name: str) -> None:
     if tensor.ndim == 0 or tensor.shape[-1] != size:
@@ -219,20 +222,64 @@ def look_at(eye: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     return pose(eye, quat_from_matrix(torch.stack([x, torch.linalg.cross(z, x), z], -1)))
 
 
-def check_poses(poses: Tensor, name: str) -> None:
-    """Refuse poses (B, 7) that are none: not finite, or with a quaternion of norm zero.
+def heading(rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the yaw of a body, from the horizontal part of its x axis; shapes (..., 4) to (...).
 
-    On a GPU nothing is checked, because the answer would have to be waited for; see `gradpath.check_finite`.
+    Gradients: exact and finite everywhere; both values are meaningless only where the x axis is vertical.
+    """
+    _check(rotation, 4, "heading: rotation")
+    x, y, z, w = rotation.unbind(-1)
+    ahead = 1.0 - 2.0 * (y * y + z * z)
+    left = 2.0 * (x * y + w * z)
+    length = (ahead * ahead + left * left + 1e-12).sqrt()
+    return ahead / length, left / length
+
+
+def _place(bad: Tensor) -> tuple[tuple[int, ...], str]:
+    """Index of the first world, or instance of a world, where `bad` is true; in numbers and in words."""
+    index = tuple(int(i) for i in bad.nonzero()[0])
+    return index, f"world {index[0]}" if len(index) == 1 else f"instance {index[1]} of world {index[0]}"
+
+
+def check_poses(poses: Tensor, name: str) -> None:
+    """Refuse poses, shape (B, 7) or (B, I, 7), that are none: not finite, or a quaternion whose norm is not 1.
+
+    The norm may be off by 1e-3, which is rounding and not a mistake. On a GPU nothing is checked, because the answer
+    would have to be waited for; see `gradpath.check_finite`.
 
     Raises:
-        InputError: names the first world.
+        ShapeError: the last axis has not 7 numbers.
+        InputError: names the first world, and the instance.
     """
+    _check(poses, 7, f"{name}: pose")
     if poses.is_cuda:
         return
-    good = torch.isfinite(poses).all(-1) & (poses[..., 3:] != 0).any(-1)
+    poses = poses.detach()
+    # One test for both: zero times what is not finite is NaN, and NaN is not near 1.
+    norm = torch.linalg.vector_norm(poses[..., 3:], dim=-1) + 0.0 * poses[..., :3].sum(-1)
+    good = (norm - 1.0).abs() <= POSE_TOLERANCE
     if not bool(good.all()):
-        world = int((~good).nonzero()[0, 0])
+        index, where = _place(~good)
         raise InputError(
-            f"{name}: the pose of world {world} is {poses[world].tolist()}; a pose needs finite numbers and a "
-            "quaternion of norm 1, find the step that spoiled it"
+            f"{name}: the pose of {where} is {poses[index].tolist()}; a pose needs finite numbers and a quaternion of "
+            "norm 1: normalize what is meant so, or find the step that spoiled it"
+        )
+
+
+def check_scales(scales: Tensor, name: str) -> None:
+    """Refuse scales, shape (B, I) or (B, I, 3), that no solid has: zero, negative or not finite.
+
+    On a GPU nothing is checked, as in `check_poses`.
+
+    Raises:
+        InputError: names the first world and instance.
+    """
+    if scales.is_cuda:
+        return
+    good = (scales > 0) & (scales < torch.inf)
+    if not bool(good.all()):
+        index, where = _place(~good if scales.ndim < 3 else (~good).any(-1))
+        raise InputError(
+            f"{name}: the scale of {where} is {scales.detach()[index].tolist()}; scales are positive and finite, "
+            "move what should not be seen out of sight instead"
         )

@@ -6,8 +6,9 @@ Part of `gradpath.kernels`, which exports these names.
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, cast
 
 import torch
@@ -52,7 +53,11 @@ def element_type(element: str, scalar: Any) -> Any:
     raise InputError(f"unknown element type {element!r}; the known ones are {', '.join(ELEMENT_SHAPES)}")
 
 
-@functools.cache
+# Warp builds and compiles kernels without a lock of its own; user threads may need the same one at once.
+_first_use = threading.RLock()
+_loaded: set[tuple[wp.Kernel, torch.device, int | None]] = set()
+
+
 def specialize(make: Factory, dtype: torch.dtype) -> wp.Kernel:
     """Return the kernel that the factory `make` builds for a torch float dtype; built once per dtype.
 
@@ -63,8 +68,26 @@ def specialize(make: Factory, dtype: torch.dtype) -> wp.Kernel:
         raise ShapeError(
             f"kernels run in torch.float32 or torch.float64, got {dtype}; convert the tensors with .to()"
         )
+    with _first_use:
+        return _build(make, dtype)
+
+
+@functools.cache
+def _build(make: Factory, dtype: torch.dtype) -> wp.Kernel:
     wp.init()
+    _loaded.clear()  # a kernel that joins a module makes Warp compile that module again
     return make(SCALARS[dtype])
+
+
+def _load(kernel: wp.Kernel, device: torch.device, block_dim: int | None) -> None:
+    """Compile a kernel where that has not happened, in one thread at a time."""
+    key = (kernel, device, block_dim)
+    if key in _loaded:
+        return
+    with _first_use:
+        if key not in _loaded:  # another thread may have come first
+            kernel.module.load(wp.device_from_torch(device), 1 if device.type == "cpu" else block_dim or 256)
+            _loaded.add(key)
 
 
 def array(tensor: torch.Tensor, dtype: Any) -> wp.array:
@@ -112,6 +135,7 @@ def launch(
             argument, None for an array without gradient, 0 for a scalar. Those of outputs may be overwritten.
         block_dim: Threads per block on CUDA.
     """
+    _load(kernel, device, block_dim)
     wp.launch(
         kernel,
         dim,
@@ -183,7 +207,6 @@ def launch_worlds(
     if parts == 1:
         launch(kernel, (worlds, *dim), (0, *args), device, block_dim=block_dim)
         return
-    kernel.module.load("cpu")  # compiling is for one thread
     bounds = [worlds * part // parts for part in range(parts + 1)]
 
     def run(first: int, end: int) -> None:
@@ -191,6 +214,9 @@ def launch_worlds(
 
     pool = _thread_pool(os.getpid())
     others = [pool.submit(run, first, end) for first, end in itertools.pairwise(bounds[1:])]
-    run(bounds[0], bounds[1])
+    try:
+        run(bounds[0], bounds[1])
+    finally:
+        wait(others)  # they write into arrays that the caller may let go
     for other in others:
         other.result()

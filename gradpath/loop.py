@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradpath import capture, tree
 from gradpath.errors import ContractError, GradpathError, ShapeError
-from gradpath.replay import Ambient, DrawGuard, Effects, Snapshot, VersionGuard
+from gradpath.replay import Ambient, DrawGuard, Effects, Repeats, Snapshot, VersionGuard
 from gradpath.reverse import Segment, Sums
 from gradpath.schedule import Schedule
 from gradpath.stacked import Stacked
@@ -92,6 +92,7 @@ class Loop:
         found = [*generators, *self.captured.generators.values(), *tree.generators(self.constant_leaves)]
         self.effects = Effects(self.captured.modules.values(), found)
         self.ambient = Ambient()
+        self.repeats = Repeats() if self.recomputes else None
         self.ys = Stacked(schedule.length)
         self.used: set[int] = set()
         self.unused: list[weakref.ref[Tensor]] = []
@@ -116,6 +117,14 @@ class Loop:
             *(self.constant_leaves[i] for i in self.constant_index),
             *self.histories,
             *self.leaves,
+        ]
+
+    def unshared(self, last: list[Any]) -> list[Any]:
+        """The last carry without the memory of anything that was given: writing into it must change nothing else."""
+        named = [*self.carry.tensors, *self.xs.tensors, *(self.constants.tensors if self.constants else ())]
+        given = {_memory(tensor) for _, tensor in named}
+        return [
+            leaf.clone() if isinstance(leaf, Tensor) and _memory(leaf) in given else leaf for leaf in last
         ]
 
     # Forward.
@@ -181,6 +190,8 @@ class Loop:
                 self.segments.append(segment)
         else:
             result = self._advance(step, carry)
+        if self.repeats is not None:
+            self.repeats.note(step, [*result.carry, *result.ys])
         self._write(step, result)
         return result.detached_carry()
 
@@ -306,6 +317,8 @@ class Loop:
         try:
             with self.ambient.entered():
                 self._run_backward(snapshots, segments, sums, keep and not self.recomputes)
+            if self.repeats is not None:
+                self.repeats.finish()
         finally:
             if before is not None:
                 before.restore()
@@ -331,13 +344,19 @@ class Loop:
             else:
                 for step in range(action.start, action.stop):
                     if action.kind == "advance":
-                        carry = self._advance(step, carry).detached_carry()
+                        carry = self._repeated(step, self._advance(step, carry))
                     elif action.kind == "tape":
                         # Nothing here may hold on to the tape: the next step would be run beside it.
                         segments.append(self._tape(step, carry)[0])
-                        carry = segments[-1].detached_carry()
+                        carry = self._repeated(step, segments[-1])
                     else:
                         self._reverse(segments.pop(), sums, keep_tapes)
+
+    def _repeated(self, step: int, again: Result | Segment) -> list[Any]:
+        """The carry for the next step, once it is known that this one gave what it gave before."""
+        if self.repeats is not None:
+            self.repeats.compare(step, [*again.carry, *again.ys])
+        return again.detached_carry()
 
     def _reverse(self, segment: Segment, sums: Sums, keep_tape: bool) -> None:
         shared = sums.add(segment, keep_tape)
@@ -358,6 +377,12 @@ def _fresh(leaves: list[Any], index: Iterable[int]) -> tuple[list[Any], list[Ten
 
 def _differentiable(leaves: list[Any]) -> list[int]:
     return [i for i, leaf in enumerate(leaves) if tree.is_differentiable(leaf)]
+
+
+def _memory(tensor: Tensor) -> int:
+    """The address of the storage; tensors without one, or without elements, are on their own."""
+    dense = tensor.layout == torch.strided and tensor.numel() > 0
+    return tensor.untyped_storage().data_ptr() if dense else -id(tensor)
 
 
 def _watchable(leaves: list[Any]) -> list[Tensor]:

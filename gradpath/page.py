@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -145,7 +146,9 @@ def reproduce_command(run: Run) -> str:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *(str(part) for part in (value if isinstance(value, tuple) else (value,)))]
-    return "\n".join([" ".join(words), f"gradpath evaluate {run.path}", f"gradpath report {run.path}"])
+    folder = str(run.path)
+    commands = (words, ["gradpath", "evaluate", folder], ["gradpath", "report", folder])
+    return "\n".join(shlex.join(command) for command in commands)
 
 
 def rate_text(rate: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -144,6 +146,108 @@ class VersionGuard:
                     'time loop, declare it in the contract of its stage as effects=("mutates:<buffer>",), or use '
                     'memory="all"'
                 )
+
+
+class Repeats:
+    """Refuses a step that gives another value when it is run again than it gave the first time.
+
+    Only two checksums of a step are kept. One covers every bit of what is on the CPU. Where it differs, and on
+    other devices, a random projection decides within a tolerance: torch computes some layers in another order
+    without a tape, and sums on a GPU come in any order. What is on a GPU is compared at the end of the backward
+    pass, so that nothing waits for the device before.
+    """
+
+    def __init__(self) -> None:
+        self.bits: dict[int, tuple[int, int]] = {}
+        self.projected: dict[int, Tensor] = {}
+        self.pending: list[tuple[int, Tensor, float]] = []
+
+    def note(self, step: int, leaves: list[Any]) -> None:
+        """Keep the checksums of what a step gave the first time."""
+        self.bits[step], self.projected[step] = _bits(leaves), _projection(leaves)
+
+    def compare(self, step: int, leaves: list[Any]) -> None:
+        """Compare with what the step gives now.
+
+        Raises:
+            ContractError: it is another value.
+        """
+        numbers, bits = _bits(leaves)
+        if numbers != self.bits[step][0]:
+            raise _changed(step)
+        on_cpu = all(leaf.device.type == "cpu" for leaf in _dense(leaves))
+        if on_cpu and bits == self.bits[step][1]:
+            return
+        self.pending.append((step, _projection(leaves), _tolerance(leaves)))
+        if on_cpu:
+            self.finish()
+
+    def finish(self) -> None:
+        """Make the comparisons that have to wait for the device.
+
+        Raises:
+            ContractError: a step gave another value.
+        """
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        first = torch.stack([self.projected[step] for step, _, _ in pending]).cpu()
+        again = torch.stack([projection for _, projection, _ in pending]).cpu()
+        allowed = first[:, 1] * torch.tensor([tolerance for _, _, tolerance in pending], dtype=first.dtype)
+        # A comparison with NaN is false: what is not finite is for others to refuse.
+        bad = ((first[:, 0] - again[:, 0]).abs() > allowed).tolist()
+        if any(bad):
+            raise _changed(min(step for (step, _, _), is_bad in zip(pending, bad, strict=True) if is_bad))
+
+
+def _dense(leaves: list[Any]) -> list[Tensor]:
+    found = [
+        t.detach() for t in leaves if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta
+    ]
+    return [t.resolve_conj().resolve_neg() for t in found]
+
+
+def _bits(leaves: list[Any]) -> tuple[int, int]:
+    """Checksums of the numbers among some leaves, and of the bits of the tensors on the CPU."""
+    total = 0
+    for leaf in _dense(leaves):
+        if leaf.device.type == "cpu":
+            total = zlib.crc32(leaf.contiguous().view(-1).view(torch.uint8).numpy().data, total)
+    numbers = [leaf for leaf in leaves if isinstance(leaf, (bool, int, float))]
+    return zlib.crc32(repr(numbers).encode()), total
+
+
+def _projection(leaves: list[Any]) -> Tensor:
+    """The product with a fixed random vector, and the norm, of all tensors among some leaves side by side."""
+    found = _dense(leaves)
+    if not found:
+        return torch.zeros(2, dtype=torch.float64)
+    flat = [torch.view_as_real(t).reshape(-1) if t.is_complex() else t.reshape(-1) for t in found]
+    device = next((t.device for t in flat if t.device.type != "cpu"), flat[0].device)
+    values = torch.cat([t.to(device) for t in flat]).double()
+    return torch.stack([values @ _random_vector(len(values), device), torch.linalg.vector_norm(values)])
+
+
+def _tolerance(leaves: list[Any]) -> float:
+    """How far a repeated step may be off in relation to its norm: half the digits of its coarsest type."""
+    types = {t.dtype for t in _dense(leaves) if t.is_floating_point() or t.is_complex()} or {torch.float64}
+    types |= {torch.get_autocast_dtype(k) for k in ("cpu", "cuda") if torch.is_autocast_enabled(k)}
+    return max(torch.finfo(dtype).eps for dtype in types) ** 0.5
+
+
+@functools.lru_cache(maxsize=8)
+def _random_vector(length: int, device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(length, dtype=torch.float64, device=device, generator=generator)
+
+
+def _changed(step: int) -> ContractError:
+    return ContractError(
+        f"step {step} gave another value when it was recomputed, so its gradient would be wrong: it reads "
+        "something that changes between two runs, such as an attribute that it counts up, numpy's generator or "
+        "the random module; take that through the carry, draw from a torch.Generator that the step holds or "
+        'carries, or use memory="all"'
+    )
 
 
 def _cuda_generators() -> tuple[torch.Generator, ...]:

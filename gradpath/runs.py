@@ -76,7 +76,8 @@ def create_run(folder: str | Path, task: Task) -> Run:
         there = _read_options(path)
         if there["task"] != task_path(task) or there["options"] != options:
             raise InputError(
-                f"{path} holds {_difference(there, task_path(task), options)}; choose another --run"
+                f"{path} holds {_difference(there, task_path(task), options)}; "
+                "choose another folder, with --run or, under make, with RUN=runs/NAME"
             )
         return Run(path, task)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -63,7 +64,8 @@ def scan(
     Raises:
         CaptureError: the step uses a tensor whose gradient would be lost.
         ContractError: the step returns another structure, changes its carry or a buffer in place, or draws from
-            the global generator although it must be recomputed.
+            the global generator although it must be recomputed; in the backward pass, a recomputed step gives
+            another value than it gave the first time, because it reads Python state, numpy or `random`.
         ShapeError: the carry or y changes its shape, or `xs` has leaves of different length.
         BudgetError: a memory that cannot work.
         NonFiniteError: with `check_finite`, in the backward pass; names step and world.
@@ -88,9 +90,9 @@ def scan(
         schedule=plan, generators=generators, decay=decay, recorder=recorder, on_step=on_step,
     )  # fmt: skip
     if not (torch.is_grad_enabled() and loop.needs_gradient()):
-        last = loop.run()
+        last = loop.unshared(loop.run())
         return tree.unflatten(last, loop.carry.spec), loop.ys.tree(loop.ys.leaves)
-    last = loop.forward()
+    last = loop.unshared(loop.forward())
     outputs = [*last, *loop.ys.leaves]
     index = [i for i, output in enumerate(outputs) if isinstance(output, Tensor)]
     results = _Scan.apply(loop, [outputs[i] for i in index], index, *loop.inputs())
@@ -108,8 +110,8 @@ def plan_memory(length: int, memory: Memory) -> schedule.Schedule:
     """
     if memory == "all":
         return schedule.keep_all(length)
-    if isinstance(memory, int) and not isinstance(memory, bool):
-        return schedule.binomial(length, memory)
+    if hasattr(memory, "__index__") and not isinstance(memory, (bool, Tensor)):
+        return schedule.binomial(length, operator.index(memory))
     raise BudgetError(
         f'memory={memory!r} is not known; pass "all" to keep every tape, or a number of snapshots such as 20'
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradpath.errors import ContractError, ShapeError
-from gradpath.tree import Tree, TreeSpec, unflatten
+from gradpath.tree import Tree, TreeSpec, leaf_names, unflatten
 
 
 class Stacked:
@@ -18,6 +18,7 @@ class Stacked:
         self.length = length
         self.spec: TreeSpec | None = None
         self.leaves: list[Tensor | None] = []
+        self.names: list[str] = []
 
     def write(self, step: int, ys: list[Any], spec: TreeSpec) -> None:
         """Put the outputs of one step in their place."""
@@ -25,19 +26,16 @@ class Stacked:
         if self.spec is None:
             self.spec = spec
             self.leaves = [self._allocate(y) for y in ys]
+            self.names = leaf_names(unflatten(self.leaves, spec), "y")
         if spec != self.spec or any((y is None) != (s is None) for y, s in zip(ys, self.leaves, strict=True)):
             raise ContractError(
                 f"step {step} returned a y of another structure than the steps before; all are stacked along time"
             )
         with torch.no_grad():
-            for y, stack in zip(ys, self.leaves, strict=True):
+            for name, y, stack in zip(self.names, ys, self.leaves, strict=True):
                 if stack is None:
                     continue
-                if y.shape != stack.shape[1:]:
-                    raise ShapeError(
-                        f"step {step} returned a y of shape {tuple(y.shape)}, the steps before of shape "
-                        f"{tuple(stack.shape[1:])}; all are stacked along time, so they need one shape"
-                    )
+                _check(step, name, y, stack[0])
                 stack[step].copy_(y)
 
     def _allocate(self, y: Any) -> Tensor | None:
@@ -50,3 +48,14 @@ class Stacked:
     def tree(self, leaves: list[Any]) -> Tree:
         """Put leaves, these or others in their place, into the structure of y; None where no step gave any."""
         return None if self.spec is None else unflatten(leaves, self.spec)
+
+
+def _check(step: int, name: str, y: Tensor, before: Tensor) -> None:
+    for what in ("shape", "dtype", "device"):
+        now, then = getattr(y, what), getattr(before, what)
+        if now != then:
+            now, then = (tuple(now), tuple(then)) if what == "shape" else (now, then)
+            raise ShapeError(
+                f"step {step} returned {name} with {what} {now}, the steps before with {then}; "
+                f"all are stacked along time, so they need one {what}"
+            )

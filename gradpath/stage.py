@@ -21,23 +21,19 @@ from gradpath.specs import tensors
 Observer = Callable[[str, str, torch.Tensor], None]
 """Called with the stage's name, the output's dotted path and its value."""
 
-observers: list[Observer] = []
-"""Called with every floating output of every stage that runs; see `observe`."""
+_observers: ContextVar[tuple[Observer, ...]] = ContextVar("gradpath_observers", default=())
 
 _finite_checked: ContextVar[bool] = ContextVar("gradpath_check_finite", default=False)
 
 
 @contextlib.contextmanager
 def observe(observer: Observer) -> Iterator[None]:
-    """Call `observer` after each stage, in every thread, within a `with` block.
-
-    A list and not a context variable: a time loop recomputes stages in the threads of the backward pass.
-    """
-    observers.append(observer)
+    """Call `observer` after each stage that runs in this thread within a `with` block."""
+    token = _observers.set((*_observers.get(), observer))
     try:
         yield
     finally:
-        observers.remove(observer)
+        _observers.reset(token)
 
 
 @contextlib.contextmanager
@@ -230,7 +226,7 @@ class Stage(Configured, nn.Module):
             )
 
     def _notify(self, outputs: dict[str, Any], called: str) -> None:
-        checked = _finite_checked.get()
+        checked, observers = _finite_checked.get(), _observers.get()
         if not (checked or observers):
             return
         for name, output in outputs.items():
@@ -239,7 +235,7 @@ class Stage(Configured, nn.Module):
                     continue
                 if checked:
                     _require_finite(value, called, path)
-                for observer in tuple(observers):
+                for observer in observers:
                     observer(called, path, value)
 
 

@@ -61,6 +61,10 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"option {name}: expected a positive number, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"option seed: expected a number from 0 to 2**32 - 1, got {self.seed}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"option weight_decay: expected 0 or more, got {self.weight_decay}")
         if not 0 <= self.final_learning_rate <= 1:
             raise InputError(
                 f"option final_learning_rate: expected a share in [0, 1], got {self.final_learning_rate}"

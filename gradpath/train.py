@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from gradpath.errors import InputError, NonFiniteError
+from gradpath.errors import GradpathError, InputError, NonFiniteError
 from gradpath.runs import Log, Run, create_run, open_run, read_log, truncate_log, update_metrics
 from gradpath.stage import Stage
 from gradpath.storage import load, load_train_state, save
@@ -61,8 +61,8 @@ def train(task: Task, folder: str | Path, *, console: Console | None = None) -> 
         folder: The run folder; made where it does not exist.
         console: Where progress goes; None is the terminal.
     Raises:
-        InputError: the folder holds another run.
-        NonFiniteError: a loss or gradient became NaN or infinite; names stage, time step and world. The
+        InputError: the folder holds another run, or a stage refuses its input in an iteration.
+        NonFiniteError: a value, loss or gradient became NaN or infinite; names stage, time step and world. The
             optimizer step is not taken and the state before it is saved.
     """
     return _train(create_run(folder, task), (), console)
@@ -177,12 +177,15 @@ class _Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         self._seed(iteration)
-        trajectory = self.task.forward(self.model, iteration)
         try:
+            trajectory = self.task.forward(self.model, iteration)
             values = self.losses(trajectory)
-        except NonFiniteError as error:
+        except (NonFiniteError, InputError) as error:  # physics refuses a state with a NaN as an input
             self._seed(iteration)
             place = locate_non_finite(self.task, self.model, iteration)
+            if place is None and isinstance(error, InputError):
+                raise self._refuse(iteration, f"{error}", InputError) from error
+            place = place or "every stage output is finite, so it arises in the loss itself"
             raise self._refuse(iteration, f"{error}. Here {place}") from error
         values.total.backward()
         report = report_of(self.model)
@@ -225,10 +228,10 @@ class _Trainer:
         """Make draws from the global generator, dropout's for example, repeat on resume."""
         torch.manual_seed((self.options.seed << 20) + iteration)
 
-    def _refuse(self, iteration: int, what: str) -> NonFiniteError:
+    def _refuse(self, iteration: int, what: str, kind: type[GradpathError] = NonFiniteError) -> GradpathError:
         """Save the state before the step that cannot be taken, and say what happened."""
         self.save(iteration)
-        return NonFiniteError(
+        return kind(
             f"iteration {iteration}: {what}. The optimizer step was not taken; {self.run.path} holds the "
             f"state before it. Look at what is named here, or train with a smaller --learning-rate"
         )

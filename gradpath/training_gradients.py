@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradpath.errors import InputError, NonFiniteError
 from gradpath.pipeline import Pipeline
 from gradpath.report import GradientReport, gradient_report
 from gradpath.rollout import Rollout
@@ -99,8 +100,12 @@ class _Found(Exception):
     """Ends the search for a non-finite value."""
 
 
-def locate_non_finite(task: Task, model: Stage, iteration: int) -> str:
-    """Run an iteration again, forward only, up to the first stage output that is not finite, and name it."""
+def locate_non_finite(task: Task, model: Stage, iteration: int) -> str | None:
+    """Run an iteration again, forward only, up to the first stage output that is not finite, and name it.
+
+    Returns:
+        The place as text; None where all outputs are finite up to the end, or up to a stage that refuses its input.
+    """
     calls: Counter[tuple[str, str]] = Counter()
 
     def look(stage: str, path: str, value: Tensor) -> None:
@@ -117,4 +122,6 @@ def locate_non_finite(task: Task, model: Stage, iteration: int) -> str:
             task.forward(model, iteration)
     except _Found as found:
         return f"the first value that is not finite: {found}"
-    return "every stage output is finite, so it arises in the loss itself"
+    except (NonFiniteError, InputError):
+        pass
+    return None

@@ -6,20 +6,8 @@ import torch
 from torch import Tensor
 
 from gradpath.contract import Contract
-from gradpath.geometry import quat_rotate
+from gradpath.geometry import heading, quat_rotate
 from gradpath.stage import Stage
-
-
-def heading(rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the yaw of a body, from the horizontal part of its x axis; shapes (B, 4) to (B,).
-
-    Finite gradients everywhere; meaningless only where the x axis is vertical.
-    """
-    x, y, z, w = rotation.unbind(-1)
-    ahead = 1.0 - 2.0 * (y * y + z * z)
-    left = 2.0 * (x * y + w * z)
-    length = (ahead * ahead + left * left + 1e-12).sqrt()
-    return ahead / length, left / length
 
 
 def to_heading(vector: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gradpath.contract import Contract
-from gradpath.geometry import quat_conjugate, quat_rotate
+from gradpath.geometry import heading, quat_conjugate, quat_rotate
 from gradpath.stage import Stage
 
 
@@ -74,7 +74,7 @@ class AttitudeController(Stage):
     Inputs: `acceleration` (B, 3) [m/s^2] in the heading frame (x ahead, y left, z up); `pose` (B, 7);
         `target_velocity` (B, 3), whose direction is the wanted heading.
     Outputs: `control` (B, 4): collective thrust [N] and body rates [rad/s].
-    Gradients: exact; finite at level flight and at zero wanted velocity.
+    Gradients: exact; finite at level flight and at zero wanted velocity. An input that is NaN gives a command that is.
     """
 
     contract = Contract(
@@ -96,9 +96,7 @@ class AttitudeController(Stage):
     def forward(self, acceleration: Tensor, pose: Tensor, target_velocity: Tensor) -> Tensor:
         """Command each world's vehicle."""
         rotation = pose[:, 3:]
-        ahead = quat_rotate(rotation, torch.tensor([1.0, 0.0, 0.0]).to(acceleration).expand_as(acceleration))
-        ahead = ahead[:, :2] / (ahead[:, :2].square().sum(-1, keepdim=True) + 1e-12).sqrt()
-        cosine, sine = ahead.unbind(-1)
+        cosine, sine = heading(rotation)
         x, y, z = acceleration.unbind(-1)
         wanted = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z + self.gravity], dim=-1)
         thrust = quat_rotate(quat_conjugate(rotation), wanted)

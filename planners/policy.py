@@ -17,15 +17,16 @@ class Policy(Stage):
 
     Args:
         features: Size of the feature.
-        low: Lower bound of each command, in its own unit.
-        high: Upper bound of each command.
+        actions: Number of commands; by default as many as there are bounds, or 3.
+        low: Lower bound of each command, in its own unit; -1 by default.
+        high: Upper bound of each command; 1 by default.
         initial_scale: Factor on the initial weights.
 
-    Inputs: `feature` (B, features). Outputs: `command` (B, len(low)).
+    Inputs: `feature` (B, features). Outputs: `command` (B, actions).
     Gradients: exact; they vanish towards the bounds.
 
     Raises:
-        InputError: bounds of different length, or empty.
+        InputError: no commands, another number of bounds than of commands, or a bound that is empty.
     """
 
     contract: Contract
@@ -35,15 +36,25 @@ class Policy(Stage):
     def __init__(
         self,
         features: int = 64,
-        low: Sequence[float] = (-1.0, -1.0, -1.0),
-        high: Sequence[float] = (1.0, 1.0, 1.0),
+        actions: int | None = None,
+        low: Sequence[float] | None = None,
+        high: Sequence[float] | None = None,
         initial_scale: float = 0.1,
     ):
         super().__init__()
-        if len(low) != len(high) or not all(a < b for a, b in zip(low, high, strict=True)):
-            raise InputError(f"each command needs low < high, got low={list(low)}, high={list(high)}")
-        self.contract = Contract(inputs={"feature": f"B {features}"}, outputs={"command": f"B {len(low)}"})
-        self.head = nn.Linear(features, len(low))
+        if actions is None:
+            given = high if low is None else low
+            actions = 3 if given is None else len(given)
+        low = [-1.0] * actions if low is None else list(low)
+        high = [1.0] * actions if high is None else list(high)
+        if actions < 1 or len(low) != actions or len(high) != actions:
+            raise InputError(
+                f"a policy needs one command or more and as many bounds, got actions={actions}, low={low}, high={high}"
+            )
+        if not all(a < b for a, b in zip(low, high, strict=True)):
+            raise InputError(f"each command needs low < high, got low={low}, high={high}")
+        self.contract = Contract(inputs={"feature": f"B {features}"}, outputs={"command": f"B {actions}"})
+        self.head = nn.Linear(features, actions)
         with torch.no_grad():
             self.head.weight.mul_(initial_scale)
             self.head.bias.zero_()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradpath.contract import Contract
 from gradpath.errors import InputError
-from gradpath.geometry import check_poses, pose_compose
+from gradpath.geometry import check_poses, check_scales, pose_compose
 from gradpath.render.instances import place
 from gradpath.render.rasterize import rasterize
 from gradpath.render.scene import Scene
@@ -58,6 +58,9 @@ class DepthCamera(Stage):
     Outputs: `depth` along the camera's axis [m] and `alpha`, (B, 1, H, W).
     Gradients: body pose, obstacle poses and scales exact for the soft image; the hard image has only that of its
         surfaces. `gp.mode` chooses.
+
+    Raises:
+        InputError: when called, a pose that is none, or a scale that is not positive; not looked for on a GPU.
     """
 
     contract = Contract(
@@ -95,6 +98,8 @@ class DepthCamera(Stage):
     def forward(self, pose: Tensor, obstacles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Render one image per world."""
         check_poses(pose, "camera")
+        check_poses(obstacles["pose"], "camera, obstacles")
+        check_scales(obstacles["scale"], "camera, obstacles")
         camera = pose_compose(pose, self.mount.to(pose.dtype))
         points = place(
             self.vertices.to(pose.dtype), self.owner, obstacles["pose"], obstacles["scale"], camera

@@ -24,11 +24,10 @@ from gradpath.render import layers
 
 @functools.cache
 def make(scalar):
-    """Kernels for one scalar type: `gather` and `composite`, and their adjoints `scatter` and `uncomposite`."""
+    """Kernel `gather` for one scalar type, and the functions that its adjoint shares with it."""
     shared = layers.make(scalar)
-    vec2, vec3, vec4, nothing = shared.vec2, shared.vec3, shared.vec4, shared.nothing
-    project, pixel_ray, spread_hit = shared.project, shared.pixel_ray, shared.spread_hit
-    first_pixel, last_pixel = shared.first_pixel, shared.last_pixel
+    vec2, vec3, vec4 = shared.vec2, shared.vec3, shared.vec4
+    project, pixel_span, tile_bounds = shared.project, shared.pixel_span, shared.tile_bounds
     module = wp.get_module(f"gradpath.render.contours_{scalar.__name__}")
     one = wp.constant(scalar(1.0))
     zero = wp.constant(scalar(0.0))
@@ -126,7 +125,8 @@ def make(scalar):
             slope = one / e[1]
             middle = contour.start[0] + e[0] * slope * (scalar(y) + half - contour.start[1])
             margin = reach * wp.abs(slope)
-            return first_pixel(middle, margin, x0), last_pixel(middle, margin, x1 + 1)
+            begin, end = pixel_span(middle, middle, margin, x0, x1 + 1)
+            return begin, end
         return x0, x1
 
     @wp.func
@@ -214,13 +214,6 @@ def make(scalar):
         w = one / (x * x + scalar(0.01))
         return u * u * u * w, -(scalar(3.0) * u * u * w + scalar(2.0) * x * u * u * u * w * w) / radius
 
-    @wp.func
-    def profile(signed: scalar, radius: scalar):
-        """Quintic step from 0 at -radius to 1 at +radius, and its derivative."""
-        x = wp.clamp(half * (signed / radius + one), zero, one)
-        value = x * x * x * (x * (scalar(6.0) * x - scalar(15.0)) + scalar(10.0))
-        return value, scalar(15.0) * x * x * (one - x) * (one - x) / radius
-
     @wp.kernel(module=module, enable_backward=False)
     def _gather_contours(
         first: int,
@@ -242,11 +235,7 @@ def make(scalar):
     ):
         world, block = wp.tid()
         b = first + world
-        columns = (depths.shape[2] + tile[0] - 1) // tile[0]
-        left = (block % columns) * tile[0]
-        top = (block // columns) * tile[1]
-        right = wp.min(left + tile[0], depths.shape[2])
-        bottom = wp.min(top + tile[1], depths.shape[1])
+        left, top, right, bottom = tile_bounds(block, tile, depths.shape[1], depths.shape[2])
         radius = limits[2]
         for y in range(top, bottom):
             for x in range(left, right):
@@ -258,10 +247,20 @@ def make(scalar):
             contour = find_contour(b, edges[e], edge_info[e][1], points, camera, limits)
             if contour.side != zero:
                 finish = contour.start + contour.along
-                x0 = first_pixel(wp.min(contour.start[0], finish[0]), radius, left)
-                x1 = last_pixel(wp.max(contour.start[0], finish[0]), radius, right)
-                y0 = first_pixel(wp.min(contour.start[1], finish[1]), radius, top)
-                y1 = last_pixel(wp.max(contour.start[1], finish[1]), radius, bottom)
+                x0, x1 = pixel_span(
+                    wp.min(contour.start[0], finish[0]),
+                    wp.max(contour.start[0], finish[0]),
+                    radius,
+                    left,
+                    right,
+                )
+                y0, y1 = pixel_span(
+                    wp.min(contour.start[1], finish[1]),
+                    wp.max(contour.start[1], finish[1]),
+                    radius,
+                    top,
+                    bottom,
+                )
                 owner = edge_info[e][0]
                 for y in range(y0, y1 + 1):
                     begin, end = row_span(contour, y, x0, x1, radius)
@@ -291,256 +290,12 @@ def make(scalar):
                                     n[slot] = e
                                     nearest[b, y, x] = n
 
-    @wp.func
-    def coverages(depths: vec3, distances: vec4, sums: vec4, radius: scalar):
-        """Coverage of fringe 0, layer 0, fringe 1, layer 1, and their derivatives by distance."""
-        f0, df0 = profile(-distances[2], radius)
-        l0, dl0 = profile(distances[0], radius)
-        f1, df1 = profile(-distances[3], radius)
-        l1, dl1 = profile(distances[1], radius)
-        if sums[0] <= zero:
-            f0 = zero
-            df0 = zero
-        if sums[2] <= zero:
-            f1 = zero
-            df1 = zero
-        if depths[0] >= nothing:
-            l0 = zero
-            dl0 = zero
-        if depths[1] >= nothing:
-            l1 = zero
-            dl1 = zero
-        return vec4(f0, l0, f1, l1), vec4(-df0, dl0, -df1, dl1)
-
-    @wp.func
-    def log_depths(depths: vec3, sums: vec4):
-        """Log depth of fringe 0, layer 0, fringe 1, layer 1; 0 where there is none."""
-        out = vec4(zero, zero, zero, zero)
-        if sums[0] > zero:
-            out[0] = sums[1] / sums[0]
-        if depths[0] < nothing:
-            out[1] = wp.log(depths[0])
-        if sums[2] > zero:
-            out[2] = sums[3] / sums[2]
-        if depths[1] < nothing:
-            out[3] = wp.log(depths[1])
-        return out
-
-    @wp.func
-    def behind(depths: vec3, far: scalar):
-        """Transmittance and log depth of what lies behind the second layer: the third, or the background."""
-        if depths[2] < nothing:
-            return zero, wp.log(depths[2])
-        return one, wp.log(far)
-
-    @wp.kernel(module=module, enable_backward=False)
-    def _composite_layers(
-        first: int,
-        # In:
-        limits: vec3,  # near, far, radius
-        depths: wp.array3d(dtype=vec3),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
-        # Out:
-        alpha: wp.array3d(dtype=scalar),  # B H W
-        depth: wp.array3d(dtype=scalar),  # B H W
-    ):
-        world, y, x = wp.tid()
-        b = first + world
-        z = depths[b, y, x]
-        cover, _ = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
-        value = log_depths(z, sums[b, y, x])
-        clear, last = behind(z, limits[1])
-        through = scalar(1.0)
-        log_depth = scalar(0.0)
-        for k in range(4):
-            log_depth += through * cover[k] * value[k]
-            through *= one - cover[k]
-        alpha[b, y, x] = one - through * clear
-        depth[b, y, x] = wp.exp(log_depth + through * last)
-
-    @wp.kernel(module=module, enable_backward=False)
-    def _uncomposite_layers(
-        first: int,
-        # Model:
-        faces: wp.array(dtype=wp.vec3i),  # F
-        # In:
-        points: wp.array2d(dtype=vec3),  # B V
-        cameras: wp.array(dtype=vec4),  # B
-        limits: vec3,
-        depths: wp.array3d(dtype=vec3),  # B H W
-        hits: wp.array3d(dtype=wp.vec3i),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
-        g_alpha: wp.array3d(dtype=scalar),  # B H W
-        g_depth: wp.array3d(dtype=scalar),  # B H W
-        # Out:
-        g_distances: wp.array3d(dtype=vec4),  # B H W: as distances
-        fringes: wp.array3d(dtype=vec4),  # B H W: gradient per weight and log depth of the fringes 0 and 1
-        g_points: wp.array2d(dtype=vec3),  # B V
-        g_cameras: wp.array(dtype=vec4),  # B
-    ):
-        world, y, x = wp.tid()
-        b = first + world
-        z = depths[b, y, x]
-        total = sums[b, y, x]
-        cover, slope = coverages(z, distances[b, y, x], total, limits[2])
-        value = log_depths(z, total)
-        clear, last = behind(z, limits[1])
-        # Front to back: transmittance before each element, and the log depth of all that lies behind it.
-        t1 = one - cover[0]
-        t2 = t1 * (one - cover[1])
-        t3 = t2 * (one - cover[2])
-        t4 = t3 * (one - cover[3])
-        rest3 = last
-        rest2 = cover[3] * value[3] + (one - cover[3]) * rest3
-        rest1 = cover[2] * value[2] + (one - cover[2]) * rest2
-        rest0 = cover[1] * value[1] + (one - cover[1]) * rest1
-        g_log = g_depth[b, y, x] * wp.exp(cover[0] * value[0] + t1 * rest0)
-        g_clear = g_alpha[b, y, x] * clear
-        c01 = (one - cover[0]) * (one - cover[1])
-        c23 = (one - cover[2]) * (one - cover[3])
-        g_f0 = g_log * (value[0] - rest0) + g_clear * (one - cover[1]) * c23
-        g_l0 = g_log * t1 * (value[1] - rest1) + g_clear * (one - cover[0]) * c23
-        g_f1 = g_log * t2 * (value[2] - rest2) + g_clear * c01 * (one - cover[3])
-        g_l1 = g_log * t3 * (value[3] - rest3) + g_clear * c01 * (one - cover[2])
-        g_distances[b, y, x] = vec4(g_l0 * slope[1], g_l1 * slope[3], g_f0 * slope[0], g_f1 * slope[2])
-        per_weight = vec4(zero, value[0], zero, value[2])
-        if total[0] > zero:
-            per_weight[0] = g_log * cover[0] / total[0]
-        if total[2] > zero:
-            per_weight[2] = g_log * t2 * cover[2] / total[2]
-        fringes[b, y, x] = per_weight
-        hit = hits[b, y, x]
-        camera = cameras[b]
-        ray = pixel_ray(x, y, camera)
-        if hit[0] >= 0:
-            g = g_log * t1 * cover[1] / z[0]
-            spread_hit(b, faces[hit[0]], ray, camera, g, points, g_points, g_cameras)
-        if hit[1] >= 0:
-            g = g_log * t3 * cover[3] / z[1]
-            spread_hit(b, faces[hit[1]], ray, camera, g, points, g_points, g_cameras)
-        if hit[2] >= 0 and t4 > zero:
-            spread_hit(b, faces[hit[2]], ray, camera, g_log * t4 / z[2], points, g_points, g_cameras)
-
-    @wp.func
-    def unproject(p: vec3, g: vec2, g_inverse: scalar, camera: vec4):
-        """Gradient of a point's camera coordinates from that of its pixel coordinates and inverse depth."""
-        i = one / p[2]
-        gx = g[0] * camera[0] * i
-        gy = g[1] * camera[1] * i
-        return vec3(gx, gy, -(gx * p[0] + gy * p[1] + g_inverse * i) * i)
-
-    @wp.kernel(module=module, enable_backward=False)
-    def _scatter_contours(
-        first: int,
-        # Model:
-        edges: wp.array(dtype=wp.vec4i),  # E
-        edge_info: wp.array(dtype=wp.vec2i),  # E
-        face_info: wp.array(dtype=wp.vec2i),  # F
-        # In:
-        points: wp.array2d(dtype=vec3),  # B V
-        cameras: wp.array(dtype=vec4),  # B
-        limits: vec3,
-        depths: wp.array3d(dtype=vec3),  # B H W
-        hits: wp.array3d(dtype=wp.vec3i),  # B H W
-        nearest: wp.array3d(dtype=wp.vec4i),  # B H W
-        g_distances: wp.array3d(dtype=vec4),  # B H W
-        fringes: wp.array3d(dtype=vec4),  # B H W
-        # Out:
-        g_points: wp.array2d(dtype=vec3),  # B V
-        g_cameras: wp.array(dtype=vec4),  # B
-    ):
-        world, e = wp.tid()
-        b = first + world
-        camera = cameras[b]
-        contour = find_contour(b, edges[e], edge_info[e][1], points, camera, limits)
-        if contour.side == zero:
-            return
-        radius = limits[2]
-        finish = contour.start + contour.along
-        x0 = first_pixel(wp.min(contour.start[0], finish[0]), radius, 0)
-        x1 = last_pixel(wp.max(contour.start[0], finish[0]), radius, depths.shape[2])
-        y0 = first_pixel(wp.min(contour.start[1], finish[1]), radius, 0)
-        y1 = last_pixel(wp.max(contour.start[1], finish[1]), radius, depths.shape[1])
-        owner = edge_info[e][0]
-        g_start = vec2(zero, zero)
-        g_finish = vec2(zero, zero)
-        g_inverse_a = scalar(0.0)
-        g_inverse_b = scalar(0.0)
-        spread = contour.inverse_b - contour.inverse_a
-        for y in range(y0, y1 + 1):
-            begin, end = row_span(contour, y, x0, x1, radius)
-            for x in range(begin, end + 1):
-                contact = touch(contour, x, y, radius)
-                if contact.distance < radius and contact.z < limits[1]:
-                    n = nearest[b, y, x]
-                    g = g_distances[b, y, x]
-                    g_distance = scalar(0.0)
-                    g_log = scalar(0.0)
-                    if contact.inside:
-                        if n[0] == e:
-                            g_distance += g[0]
-                        if n[1] == e:
-                            g_distance += g[1]
-                    else:
-                        owner_0 = component(hits[b, y, x][0], face_info)
-                        owner_1 = component(hits[b, y, x][1], face_info)
-                        slot = fringe_slot(contact, owner, depths[b, y, x], owner_0, owner_1)
-                        if slot >= 0:
-                            fringe = fringes[b, y, x]
-                            weight, slope = nearness(contact.distance, radius)
-                            g_log = weight * fringe[2 * slot]
-                            g_distance = slope * fringe[2 * slot] * (wp.log(contact.z) - fringe[2 * slot + 1])
-                            if n[slot + 2] == e:
-                                g_distance += g[slot + 2]
-                    t = contact.t
-                    g_start -= contact.away * (g_distance * (one - t))
-                    g_finish -= contact.away * (g_distance * t)
-                    g_inverse = -g_log * contact.z
-                    g_inverse_a += g_inverse * (one - t)
-                    g_inverse_b += g_inverse * t
-                    if not contact.clamped:
-                        # t = w.e / e.e moves with both ends of the edge.
-                        g_t = g_inverse * spread * contour.inverse_length2
-                        w = vec2(scalar(x) + half - contour.start[0], scalar(y) + half - contour.start[1])
-                        turn = w - contour.along * (scalar(2.0) * t)
-                        g_start -= (turn + contour.along) * g_t
-                        g_finish += turn * g_t
-        g_a = unproject(contour.a, g_start, g_inverse_a, camera)
-        g_b = unproject(contour.b, g_finish, g_inverse_b, camera)
-        ra = contour.a * contour.inverse_a
-        rb = contour.b * contour.inverse_b
-        wp.atomic_add(
-            g_cameras,
-            b,
-            vec4(
-                g_start[0] * ra[0] + g_finish[0] * rb[0],
-                g_start[1] * ra[1] + g_finish[1] * rb[1],
-                g_start[0] + g_finish[0],
-                g_start[1] + g_finish[1],
-            ),
-        )
-        p = points[b, edges[e][0]]
-        q = points[b, edges[e][1]]
-        # A clipped end is p + (q - p) cut with cut = (near - p.z) / (q.z - p.z): its depth stays at the near plane.
-        along = (q - p) / (q[2] - p[2])
-        if contour.cut_a > zero:
-            sliding = wp.dot(g_a, along)
-            kept = one - contour.cut_a
-            g_b += g_a * contour.cut_a - vec3(zero, zero, sliding * contour.cut_a)
-            g_a = g_a * kept - vec3(zero, zero, sliding * kept)
-        if contour.cut_b > zero:
-            sliding = wp.dot(g_b, along)
-            kept = one - contour.cut_b
-            g_a += g_b * contour.cut_b - vec3(zero, zero, sliding * contour.cut_b)
-            g_b = g_b * kept - vec3(zero, zero, sliding * kept)
-        wp.atomic_add(g_points, b, edges[e][0], g_a)
-        wp.atomic_add(g_points, b, edges[e][1], g_b)
-
     return SimpleNamespace(
+        find_contour=find_contour,
+        row_span=row_span,
+        touch=touch,
+        component=component,
+        fringe_slot=fringe_slot,
+        nearness=nearness,
         gather=_gather_contours,
-        composite=_composite_layers,
-        uncomposite=_uncomposite_layers,
-        scatter=_scatter_contours,
     )

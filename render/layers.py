@@ -59,13 +59,22 @@ def make(scalar):
         )
 
     @wp.func
-    def first_pixel(low: scalar, margin: scalar, begin: int):
-        """Index of the first pixel at or after `begin` whose centre lies within `margin` of `low` or above."""
-        return int(wp.max(wp.ceil(low - margin - half), scalar(begin)))
+    def pixel_span(low: scalar, high: scalar, margin: scalar, begin: int, end: int):
+        """First and last of the pixels `begin` to `end` whose centre lies within `margin` of low to high."""
+        first = wp.max(scalar(begin), wp.ceil(low - margin - half))
+        last = wp.min(wp.floor(high + margin - half), scalar(end - 1))
+        # Compared as floats: what lies far aside has no integer pixel.
+        if first <= last:
+            return int(first), int(last)
+        return begin, begin - 1
 
     @wp.func
-    def last_pixel(high: scalar, margin: scalar, end: int):
-        return int(wp.min(wp.floor(high + margin - half), scalar(end - 1)))
+    def tile_bounds(block: int, tile: wp.vec2i, height: int, width: int):
+        """Left, top, right and bottom of a thread's block of pixels, the last two being past the end."""
+        columns = (width + tile[0] - 1) // tile[0]
+        left = (block % columns) * tile[0]
+        top = (block // columns) * tile[1]
+        return left, top, wp.min(left + tile[0], width), wp.min(top + tile[1], height)
 
     @wp.func
     def insert(depths: vec3, faces: wp.vec3i, z: scalar, face: int):
@@ -99,11 +108,7 @@ def make(scalar):
     ):
         world, block = wp.tid()
         b = first + world
-        columns = (depths.shape[2] + tile[0] - 1) // tile[0]
-        left = (block % columns) * tile[0]
-        top = (block // columns) * tile[1]
-        right = wp.min(left + tile[0], depths.shape[2])
-        bottom = wp.min(top + tile[1], depths.shape[1])
+        left, top, right, bottom = tile_bounds(block, tile, depths.shape[1], depths.shape[2])
         for y in range(top, bottom):
             for x in range(left, right):
                 depths[b, y, x] = vec3(nothing, nothing, nothing)
@@ -129,10 +134,8 @@ def make(scalar):
                 box = grow(box, p0, p1, camera, near)
                 box = grow(box, p1, p2, camera, near)
                 box = grow(box, p2, p0, camera, near)
-                x0 = first_pixel(box[0], zero, left)
-                x1 = last_pixel(box[2], zero, right)
-                y0 = first_pixel(box[1], zero, top)
-                y1 = last_pixel(box[3], zero, bottom)
+                x0, x1 = pixel_span(box[0], box[2], zero, left, right)
+                y0, y1 = pixel_span(box[1], box[3], zero, top, bottom)
                 if x0 <= x1 and y0 <= y1:
                     s = wp.sign(volume)
                     m1 = wp.cross(p2, p0)
@@ -192,8 +195,8 @@ def make(scalar):
         nothing=nothing,
         project=project,
         pixel_ray=pixel_ray,
-        first_pixel=first_pixel,
-        last_pixel=last_pixel,
+        pixel_span=pixel_span,
+        tile_bounds=tile_bounds,
         spread_hit=spread_hit,
         raster=_raster_layers,
     )

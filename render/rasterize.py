@@ -13,7 +13,7 @@ from gradpath import kernels
 from gradpath.errors import InputError, ShapeError
 from gradpath.kernel_launch import SCALARS
 from gradpath.mode import current_mode
-from gradpath.render import contours, layers
+from gradpath.render import composite, contours, layers, scatter
 from gradpath.render.topology import Topology
 
 CHANNELS = ("alpha", "depth")
@@ -44,7 +44,7 @@ def rasterize(
     width: int,
     silhouette: str = "edge",
     sigma: float = 1.0,
-    channels: Sequence[str] = CHANNELS,
+    channels: str | Sequence[str] = CHANNELS,
     near: float = 0.05,
     far: float = 100.0,
     validate: bool = True,
@@ -60,38 +60,44 @@ def rasterize(
     both sides. Faces that cross the near plane are drawn up to it.
 
     Args:
-        points_camera: Vertices in the camera frame (x right, y down, z forward) [m], shape (B, V, 3); differentiable.
-        faces: Vertex indices, shape (F, 3), or their `Topology`, which saves the look-up.
+        points_camera: Vertices in the camera frame (x right, y down, z forward) [m], shape (B, V, 3), float32 or
+            float64; differentiable.
+        faces: Vertex indices, shape (F, 3), of an integer dtype, or their `Topology`, which saves the look-up.
         K: Intrinsics [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, shape (3, 3) or (B, 3, 3); pixel centres are at
             +0.5; differentiable.
         height: Rows of the image.
         width: Columns of the image.
         silhouette: The rule for soft edges; "edge".
         sigma: Width of the edges [pixels].
-        channels: Which of "alpha" and "depth" to return.
+        channels: Which of "alpha" and "depth" to return; one, or several.
         near: Depth from which surfaces are drawn [m].
-        far: Depth up to which surfaces are drawn, and depth of the background [m].
-        validate: Refuse non-finite vertices; on a GPU this waits for the device.
+        far: Depth up to which surfaces are drawn, and depth of the background [m]; finite.
+        validate: Refuse non-finite vertices and impossible intrinsics; on a GPU this waits for the device.
     Returns:
         A tensor of shape (B, height, width) for each channel.
     Raises:
-        InputError: no faces, an index out of range, non-finite vertices, singular or skewed K, sigma not positive.
-        ShapeError: a tensor has another shape.
+        InputError: no faces, an index out of range, non-finite vertices, a K of another form than above, an empty or
+            infinite range of depth, sigma not positive and finite, an unknown channel or rule.
+        ShapeError: an argument is no tensor, or has another shape or dtype.
     Gradients: vertices and intrinsics exact; the order of layers, which edges are contours and which of them can be
         seen are held fixed. No memory per pixel and face: the backward pass recomputes from image-sized state.
     References: Olano and Greer 1997 (rays and triangles); Sander et al. 2001 (blending across discontinuity edges).
     """
+    for name, tensor in (("points_camera", points_camera), ("K", K)):
+        if not isinstance(tensor, Tensor):
+            raise ShapeError(f"{name}: expected a tensor, got {type(tensor).__name__}; use torch.as_tensor")
     topology = faces if isinstance(faces, Topology) else Topology.of(faces)
     if topology.faces.device != points_camera.device:
         topology = topology.to(points_camera.device)
+    channels = (channels,) if isinstance(channels, str) else channels
     unknown = [name for name in channels if name not in CHANNELS]
     if unknown:
         raise InputError(f"unknown channels {unknown}; choose from {CHANNELS}")
     if silhouette not in SILHOUETTES:
         raise InputError(f"unknown silhouette rule {silhouette!r}; choose from {SILHOUETTES}")
-    if not (sigma > 0.0 and 0.0 < near < far and height > 0 and width > 0):
+    if not (0.0 < sigma < math.inf and 0.0 < near < far < math.inf and height > 0 and width > 0):
         raise InputError(
-            f"need sigma > 0, 0 < near < far and an image of at least one pixel, "
+            "need sigma > 0, 0 < near < far, all finite, and an image of at least one pixel, "
             f"got sigma={sigma}, near={near}, far={far}, height={height}, width={width}"
         )
     _check_points(points_camera, topology, validate)
@@ -109,6 +115,10 @@ def rasterize(
 def _check_points(points: Tensor, topology: Topology, validate: bool) -> None:
     if points.ndim != 3 or points.shape[2] != 3:
         raise ShapeError(f'points_camera: expected "B V 3", got {tuple(points.shape)}; add the batch axis')
+    if points.dtype not in SCALARS:
+        raise ShapeError(
+            f"points_camera: expected float32 or float64, got {points.dtype}, too coarse for pixels; convert with .to()"
+        )
     if points.shape[1] < topology.vertex_count:
         raise InputError(
             f"faces ask for vertex {topology.vertex_count - 1}, but there are {points.shape[1]} vertices; "
@@ -127,19 +137,29 @@ def _intrinsics(K: Tensor, points: Tensor, validate: bool) -> Tensor:
     if K.shape not in ((3, 3), (points.shape[0], 3, 3)):
         raise ShapeError(f"K: expected (3, 3) or ({points.shape[0]}, 3, 3), got {tuple(K.shape)}")
     K = K.to(points)
-    if validate and not bool(
-        torch.isfinite(K).all()
-        & (K[..., 0, 0] > 0).all()
-        & (K[..., 1, 1] > 0).all()
-        & (K[..., 0, 1] == 0).all()
-    ):
-        raise InputError(f"K needs finite entries, positive focal lengths and no skew, got {K.tolist()}")
+    if validate and not all(_is_pinhole(entries) for entries in K.detach().reshape(-1, 9).tolist()):
+        raise InputError(
+            "K needs finite entries, positive focal lengths, no skew and the bottom row [0, 0, 1]: "
+            f"[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; got {K.tolist()}"
+        )
     flat = torch.stack([K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]], dim=-1)
     return flat.expand(points.shape[0], 4)
 
 
+def _is_pinhole(entries: list[float]) -> bool:
+    """Whether nine entries are [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; in Python, as they are too few for tensors."""
+    fx, skew, cx, shear, fy, cy, *bottom = entries
+    return (
+        0.0 < fx < math.inf
+        and 0.0 < fy < math.inf
+        and math.isfinite(cx)
+        and math.isfinite(cy)
+        and (skew, shear, *bottom) == (0.0, 0.0, 0.0, 0.0, 1.0)
+    )
+
+
 class _Rasterize(torch.autograd.Function):
-    """Launches the kernels of `layers` and `contours`; saves vertices, intrinsics and image-sized state."""
+    """Launches the kernels of this package; saves vertices, intrinsics and image-sized state."""
 
     @staticmethod
     def forward(ctx: Any, image: Image, topology: Topology, points: Tensor, cameras: Tensor) -> Any:
@@ -190,6 +210,7 @@ class _Launcher:
         self.image, self.topology, self.device = image, topology, points.device
         scalar = SCALARS[points.dtype]
         self.near_kernels, self.edge_kernels = layers.make(scalar), contours.make(scalar)
+        self.blend_kernels, self.scatter = composite.make(scalar), scatter.make(scalar).scatter
         self.worlds = points.shape[0]
         self.like = points
         self.points = self.vec3(points)
@@ -238,7 +259,7 @@ class _Launcher:
         scalar = SCALARS[self.like.dtype]
         given = (self.limits, self.vec3(depths), self.vec4(distances), self.vec4(sums))
         out = (kernels.array(alpha, scalar), kernels.array(depth, scalar))
-        self.launch(self.edge_kernels.composite, (*given, *out), (self.image.height, self.image.width))
+        self.launch(self.blend_kernels.composite, (*given, *out), (self.image.height, self.image.width))
         return alpha, depth
 
     def adjoint(
@@ -262,16 +283,14 @@ class _Launcher:
         between = (self.vec4(g_distances), self.vec4(fringes))
         seeds = (kernels.array(g_alpha, scalar), kernels.array(g_depth, scalar))
         self.launch(
-            self.edge_kernels.uncomposite,
+            self.blend_kernels.uncomposite,
             (self.faces, *given, self.vec4(distances), self.vec4(sums), *seeds, *between, *out),
             (self.image.height, self.image.width),
         )
         if self.image.soft:
             edges = (self.edges, self.edge_info, self.face_info)
             state = (kernels.array(nearest, wp.vec4i), *between)
-            self.launch(
-                self.edge_kernels.scatter, (*edges, *given, *state, *out), (self.topology.edges.shape[0],)
-            )
+            self.launch(self.scatter, (*edges, *given, *state, *out), (self.topology.edges.shape[0],))
         return g_points, g_cameras
 
 
@@ -304,9 +323,9 @@ kernels.register(
     kernels=[
         lambda scalar: layers.make(scalar).raster,
         lambda scalar: contours.make(scalar).gather,
-        lambda scalar: contours.make(scalar).composite,
-        lambda scalar: contours.make(scalar).uncomposite,
-        lambda scalar: contours.make(scalar).scatter,
+        lambda scalar: composite.make(scalar).composite,
+        lambda scalar: composite.make(scalar).uncomposite,
+        lambda scalar: scatter.make(scalar).scatter,
     ],
     fn=_small,
     samples=_samples,

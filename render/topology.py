@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from gradpath.connectivity import connected_components, pair_edges
-from gradpath.errors import InputError
+from gradpath.errors import InputError, ShapeError
+
+INDEX_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,18 @@ class Topology:
 
     @staticmethod
     def of(faces: Tensor) -> "Topology":
-        """Topology of faces of shape (F, 3); cached by content, so that calling it every step is cheap."""
+        """Topology of faces of shape (F, 3); cached by content, so that calling it every step is cheap.
+
+        Raises:
+            ShapeError: faces are no tensor, or not of an integer dtype.
+            InputError: faces of another shape, none, or with a negative index.
+        """
+        if not isinstance(faces, Tensor):
+            raise ShapeError(f"faces: expected a tensor, got {type(faces).__name__}; use torch.as_tensor")
+        if faces.dtype not in INDEX_DTYPES:
+            raise ShapeError(
+                f"faces: expected an integer dtype, got {faces.dtype}; convert with .to(torch.int32)"
+            )
         if faces.ndim != 2 or faces.shape[1] != 3:
             raise InputError(f"faces must have shape (F, 3), got {tuple(faces.shape)}")
         if faces.shape[0] == 0:

@@ -38,12 +38,16 @@ def _step_samples(batch: int) -> dict[str, Tensor | float]:
     def random(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, dtype=torch.float64, generator=generator)
 
+    control = torch.cat([8 + random(1), random(3)], -1)
+    # Beyond the limits: the gradient is then that of the limits.
+    control[1::3] = torch.tensor([60.0, 30.0, -30.0, 30.0], dtype=torch.float64)
+    control[2::3] = torch.tensor([-5.0, -30.0, 0.5, -30.0], dtype=torch.float64)
     return {
         "pose": geometry.pose(random(3), geometry.quat_normalize(random(4))),
         "velocity": 3 * random(3),
         "rates": random(3),
         "thrust": 8 + random(),
-        "control": torch.cat([8 + random(1), random(3)], -1),
+        "control": control,
         "wind": random(3),
         "mass": 1 + 0.1 * random(),
         "drag": 0.1 + 0.02 * random(3),
@@ -115,11 +119,14 @@ def quadrotor_step(
     Returns:
         The state after the step, with the names and shapes of `state`.
     Raises:
-        InputError: substeps out of range, or dt not positive.
+        InputError: substeps out of range, dt not positive, a pose that is none, or a command that is not finite; the
+            last two are not looked for on a GPU, where such a command spoils the state instead.
         ShapeError: a tensor of another shape or dtype.
     Gradients: exact in everything but dt. A command beyond its limit has gradient zero, and the limit then has it.
     """
     _check_step(dt, substeps)
+    geometry.check_poses(state["pose"], "quadrotor")
+    _check_control(control)
     pose, velocity, rates, thrust = _step_op(substeps)(
         state["pose"],
         state["velocity"],
@@ -158,7 +165,8 @@ class Quadrotor(Stage):
     Each value is a number (or three), or a tensor with one row per world.
 
     Raises:
-        InputError: a value that is not positive and finite (drag may be zero), or of another shape.
+        InputError: a value that is not positive and finite (drag may be zero), or of another shape; when called, a
+            pose that is none or a command that is not finite (see `quadrotor_step`).
     Gradients: exact in state, control, wind and parameters.
     """
 
@@ -202,7 +210,6 @@ class Quadrotor(Stage):
         parameters: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Advance by one control step; see `quadrotor_step`."""
-        geometry.check_poses(state["pose"], "quadrotor")
         if parameters is None:
             parameters = self.parameters_per_world(len(control))
         return quadrotor_step(state, control, wind, parameters, self.dt, self.substeps)
@@ -255,6 +262,18 @@ def _checked(name: str, value: float | Sequence[float] | Tensor, axes: int | Non
         bound = "zero or more" if name == "drag" else "positive"
         raise InputError(f"quadrotor {name}: expected finite values, {bound}, got {tensor.tolist()}")
     return tensor
+
+
+def _check_control(control: Tensor) -> None:
+    if control.is_cuda:
+        return
+    finite = torch.isfinite(control)
+    if not bool(finite.all()):
+        world = int((~finite).nonzero()[0, 0])
+        raise InputError(
+            f"quadrotor: the control of world {world} is {control.detach()[world].tolist()}; the limits of thrust and "
+            "rates would hide that, find the step or the weights it came from"
+        )
 
 
 def _check_step(dt: float, substeps: int) -> None:

@@ -19,8 +19,10 @@ def make_quadrotor_step(scalar, substeps):
         return -speed * wp.cw_mul(coefficient, air_velocity)
 
     @wp.func
-    def limit(value: vec3, bound: vec3):
-        return wp.max(wp.min(value, bound), -bound)
+    def limit(value: scalar, low: scalar, high: scalar):
+        if not wp.isfinite(value):  # min and max would make a full command of it, and nobody would know
+            return value
+        return wp.max(wp.min(value, high), low)
 
     @wp.kernel(module="unique")
     def _step_quadrotor(
@@ -48,8 +50,13 @@ def make_quadrotor_step(scalar, substeps):
         world = wp.tid()
         dt = step_time / scalar(wp.static(float(substeps)))
         command = control[world]
-        thrust_goal = wp.max(wp.min(command[0], max_thrust[world]), scalar(0.0))
-        rates_goal = limit(vec3(command[1], command[2], command[3]), max_rates[world])
+        thrust_goal = limit(command[0], scalar(0.0), max_thrust[world])
+        most = max_rates[world]
+        rates_goal = vec3(
+            limit(command[1], -most[0], most[0]),
+            limit(command[2], -most[1], most[1]),
+            limit(command[3], -most[2], most[2]),
+        )
         # A first-order lag decays exponentially; over a step its mean is what moves the body.
         thrust_ratio, rates_ratio = dt / lags[world][0], dt / lags[world][1]
         thrust_decay, rates_decay = wp.exp(-thrust_ratio), wp.exp(-rates_ratio)

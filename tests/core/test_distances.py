@@ -166,3 +166,14 @@ def test_bad_input_is_named():
         mesh_distance(torch.zeros(1, 3), IDENTITY, one, TriangleMesh.box())
     with pytest.raises(ShapeError, match=r'"size".*expected "B I vec3"'):
         shape_distance(torch.zeros(1, 3), torch.tensor([0]), geometry.pose_identity(1, 1), one)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, torch.nan, torch.inf])
+def test_sizes_that_no_solid_has_are_refused(wrong):
+    size = torch.ones(1, 1, 3)
+    size[..., 2] = wrong
+    with pytest.raises(InputError, match=f"shape_distance: a size is {wrong}"):
+        shape_distance(torch.zeros(1, 3), torch.tensor([1]), IDENTITY.float(), size)
+    for scale in (wrong, 0.0):
+        with pytest.raises(InputError, match="mesh_distance: the scale of instance 0 of world 0"):
+            mesh_distance(torch.zeros(1, 3), IDENTITY.float(), torch.full((1, 1), scale), TriangleMesh.box())

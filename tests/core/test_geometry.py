@@ -131,10 +131,37 @@ def test_bad_input_is_named():
         geo.quat_from_matrix(torch.eye(4))
 
 
-@pytest.mark.parametrize("wrong", [0.0, math.nan])
-def test_poses_that_are_none_are_refused_by_world(wrong):
+@pytest.mark.parametrize("column, wrong", [(3, 0.5), (6, 1.002), (6, 0.0), (5, math.nan), (1, math.inf)])
+def test_poses_that_are_none_are_refused_by_world(column, wrong):
     poses = geo.pose_identity(3, dtype=torch.float64)
+    poses[0, 6] = 1.0005  # rounding
     geo.check_poses(poses, "camera")
-    poses[1, 3:] = wrong
-    with pytest.raises(InputError, match="camera: the pose of world 1 is"):
+    poses[1, column] = wrong
+    with pytest.raises(InputError, match=r"camera: the pose of world 1 is .* norm 1"):
         geo.check_poses(poses, "camera")
+    instances = torch.stack([geo.pose_identity(3, dtype=torch.float64), poses])
+    with pytest.raises(InputError, match="camera: the pose of instance 1 of world 1 is"):
+        geo.check_poses(instances, "camera")
+    with pytest.raises(ShapeError, match="camera: pose: expected shape"):
+        geo.check_poses(poses[:, :6], "camera")
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
+def test_scales_that_are_none_are_refused_by_instance(wrong):
+    scales = torch.ones(2, 3, 3)
+    geo.check_scales(scales, "camera")
+    scales[1, 2, 1] = wrong
+    for given in (scales, scales[..., 1]):
+        with pytest.raises(InputError, match="camera: the scale of instance 2 of world 1 is"):
+            geo.check_scales(given, "camera")
+
+
+def test_heading_is_where_the_x_axis_points():
+    q = random_quaternions(50)
+    cosine, sine = geo.heading(q)
+    ahead = geo.quat_rotate(q, torch.tensor([1.0, 0.0, 0.0], dtype=q.dtype))[:, :2]
+    ahead = ahead / (ahead.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+    torch.testing.assert_close(torch.stack([cosine, sine], -1), ahead, atol=1e-14, rtol=0)
+    up = torch.tensor([0.0, -0.5, 0.0, 0.5], dtype=q.dtype).mul(2**0.5).requires_grad_()  # x axis vertical
+    sum(geo.heading(up)).backward()
+    assert torch.isfinite(up.grad).all()

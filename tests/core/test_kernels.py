@@ -1,5 +1,7 @@
+import functools
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 import warp as wp
 from torch.autograd import gradcheck
 
-from gradpath import kernels
+from gradpath import kernel_launch, kernels
 from gradpath.errors import ContractError, InputError, ShapeError
 
 F64 = torch.float64
@@ -286,6 +288,67 @@ def test_an_error_in_a_thread_reaches_the_caller():
             kernels.launch_worlds(kernel, 4, ["no array"], torch.device("cpu"), dim=(3,))
     finally:
         kernels.set_threads(None)
+
+
+def test_an_error_in_the_caller_waits_for_the_other_threads(monkeypatch):
+    done = []
+
+    def launch(kernel, dim, args, device, block_dim=None):
+        if args[0] == 0:
+            raise RuntimeError("planted")
+        time.sleep(0.2)
+        done.append(args[0])
+
+    monkeypatch.setattr(kernel_launch, "launch", launch)
+    try:
+        kernels.set_threads(2)
+        with pytest.raises(RuntimeError, match="planted"):
+            kernels.launch_worlds(None, 4, [], torch.device("cpu"))
+    finally:
+        kernels.set_threads(None)
+    assert done == [2]
+
+
+def test_threads_share_one_kernel():
+    made = []
+
+    def make(scalar):
+        time.sleep(0.1)
+        made.append(make_worlds(scalar))
+        return made[-1]
+
+    threads = [threading.Thread(target=kernels.specialize, args=(make, F64)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_threads_load_a_kernel_once(monkeypatch):
+    kernel = kernels.specialize(functools.partial(make_worlds), F64)
+    active, most = [], []
+    load = type(kernel.module).load
+
+    def slow(module, *args, **options):
+        active.append(module)
+        time.sleep(0.05)
+        most.append(len(active))
+        active.pop()
+        return load(module, *args, **options)
+
+    monkeypatch.setattr(type(kernel.module), "load", slow)
+    x, visits = torch.zeros(1, 3, dtype=F64), torch.zeros(1, 3, dtype=torch.int32)
+    arrays = [0, kernels.array(x, wp.float64), kernels.array(visits, wp.int32)]
+    cpu = torch.device("cpu")
+    threads = [threading.Thread(target=kernel_launch._load, args=(kernel, cpu, None)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    kernels.launch(kernel, (1, 3), arrays, cpu)
+    assert visits.sum() == 3
 
 
 def test_backward_from_another_thread():

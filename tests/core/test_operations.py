@@ -28,7 +28,8 @@ def split(samples: dict) -> tuple[list[str], list[torch.Tensor]]:
 
 
 def test_the_library_registers_its_operations():
-    assert {"shape_distance", "mesh_distance", "quadrotor_step_1"} <= set(LIBRARY)
+    bodies = {"quadrotor_step_1", "quadrotor_step_4"}
+    assert {"shape_distance", "mesh_distance", "place_vertices", "rasterize", *bodies} <= set(LIBRARY)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -90,6 +91,12 @@ def test_a_run_without_an_iteration_is_refused(toy, tmp_path):
 def test_the_command_trains_the_same_options(toy, folder):
     command = reproduce_command(open_run(folder, ["toy_task"])).splitlines()[0]
     assert command.startswith("gradpath train toy_task:ToyTask --run ") and command.endswith("--seed 2")
+
+
+def test_the_commands_are_quoted_for_a_shell(toy, folder):
+    commands = [shlex.split(line) for line in reproduce_command(open_run(folder, ["toy_task"])).splitlines()]
+    assert [words[-1] for words in commands[1:]] == [str(folder)] * 2
+    assert commands[0][commands[0].index("--run") + 1] == str(folder) and "<" in str(folder)
 
 
 def test_points_land_where_the_axes_say():

@@ -32,7 +32,7 @@ def test_the_same_run_is_opened_again_and_another_is_refused(toy, tmp_path):
     first = runs.create_run(tmp_path, toy.ToyTask(toy.ToyOptions(seed=3)))
     before = first.options_file.read_bytes()
     runs.create_run(tmp_path, toy.ToyTask(toy.ToyOptions(seed=3)))
-    with pytest.raises(InputError, match=r"seed=3 instead of 4.*choose another --run"):
+    with pytest.raises(InputError, match=r"seed=3 instead of 4.*--run or, under make, with RUN="):
         runs.create_run(tmp_path, toy.ToyTask(toy.ToyOptions(seed=4)))
     assert first.options_file.read_bytes() == before
 

@@ -1,17 +1,21 @@
 import contextlib
 import functools
 import gc
+import random
 import threading
 import types
 import weakref
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
+from gradpath import capture
 from gradpath.contract import Contract
 from gradpath.errors import BudgetError, CaptureError, ContractError, GradpathError, InputError, ShapeError
 from gradpath.mode import current_mode, mode
+from gradpath.replay import Repeats
 from gradpath.scan import scan
 from gradpath.schedule import fewest_extra_steps
 
@@ -142,6 +146,11 @@ def test_backward_may_run_again_when_the_graph_is_kept(memory):
         torch.autograd.grad(last["h"].sum(), carry["h"])
 
 
+def test_torch_says_whether_a_graph_is_kept():
+    # Without this private function scan keeps tapes and snapshots until its outputs are gone.
+    assert torch._C._autograd._get_current_graph_task_keep_graph() in (True, False)
+
+
 @pytest.mark.parametrize("memory", ["all", 3])
 def test_double_backward_is_refused(memory):
     step, carry, xs = noisy_problem()
@@ -149,6 +158,18 @@ def test_double_backward_is_refused(memory):
     (grad,) = torch.autograd.grad(last["h"].sum(), carry["h"], create_graph=True)
     with pytest.raises(GradpathError, match="differentiated again"):
         (grad.sum() + carry["h"].sum()).backward()
+
+
+def test_long_lists_of_numbers_are_not_walked(monkeypatch):
+    visits = []
+    visit = capture._Finder.visit
+    monkeypatch.setattr(capture._Finder, "visit", lambda self, *args: (visits.append(1), visit(self, *args)))
+    table = {"list": [0.5] * 10000, "tuple": (1, "a", None) * 1000, "rows": [[1.0, 2.0]] * 100}
+    weight = torch.ones(2, requires_grad=True)
+    mixed = [1.0] * 50 + [weight]
+    h, _ = scan(lambda h, x: (h * table["list"][0] * mixed[-1], None), torch.ones(2), length=3)
+    h.sum().backward()
+    assert (weight.grad == 3 / 8).all() and len(visits) < 300
 
 
 W_GLOBAL = torch.tensor([0.5, -0.3], requires_grad=True)
@@ -444,9 +465,11 @@ def test_in_place_changes_are_refused():
     with pytest.raises(ContractError, match="changed in place between forward and backward"):
         h.sum().backward()
 
-    (h, same), _ = scan(
-        lambda c, x: ((c[0] * weight + c[1], c[1]), None), (torch.ones(2), torch.ones(2)), length=4, memory=2
-    )
+    def rounding(carry, x):  # what it makes in the first step goes through the others unchanged
+        h, n = carry
+        return (h * weight + n, n if n[0] == 0 else n - n), None
+
+    (h, same), _ = scan(rounding, (torch.ones(2), torch.ones(2)), length=4, memory=2)
     with torch.no_grad():
         same.add_(1)
     with pytest.raises(GradpathError, match="changed in place"):
@@ -583,6 +606,80 @@ class Counted(torch.autograd.Function):
         Counted.alive -= 1
 
 
+class Unrepeatable:
+    """Steps that read what a recomputation cannot bring back."""
+
+    def __init__(self):
+        self.count = 0
+
+    def counter(self, h, x):
+        self.count += 1
+        return torch.sin(h * self.count), None
+
+    def numpy(self, h, x):
+        return torch.sin(h * numpy.random.rand()), None
+
+    def random(self, h, x):
+        return h * 0.9, h * random.random()
+
+    def order(self, h, x):
+        return h[random.sample(range(50), 50)], None
+
+
+@pytest.mark.parametrize("memory", [1, 3, 12])
+@pytest.mark.parametrize("kind", ["counter", "numpy", "random", "order"])
+def test_a_step_that_does_not_repeat_itself_is_refused(kind, memory):
+    h0 = torch.linspace(-1, 1, 50, requires_grad=True)
+    h, ys = scan(getattr(Unrepeatable(), kind), h0, length=12, memory=memory)
+    with pytest.raises(ContractError, match=r"step \d+ gave another value when it was recomputed"):
+        (h.square().sum() if ys is None else ys.square().sum()).backward()
+    assert h0.grad is None
+    h, ys = scan(getattr(Unrepeatable(), kind), h0, length=12)
+    (h.square().sum() if ys is None else ys.square().sum()).backward()
+    assert h0.grad.abs().sum() > 0
+
+
+def test_layouts_and_types_of_what_is_compared():
+    def step(carry, x):
+        odd = {"strided": carry["z"].real[:, ::2], "conj": carry["z"].conj().mT, "flag": carry["z"].real > 0}
+        small = {"half": carry["h"].bfloat16(), "none": carry["h"][:0], "scalar": carry["h"].sum(), "n": 3}
+        return {"z": carry["z"] * 1j, "h": torch.tanh(carry["h"])}, {**odd, **small}
+
+    carry = {"z": torch.randn(3, 4, dtype=torch.cfloat), "h": torch.randn(2, requires_grad=True)}
+    _, ys = scan(step, carry, length=7, memory=2)
+    ys["scalar"].sum().backward()
+    assert carry["h"].grad.abs().sum() > 0
+
+
+def test_what_differs_in_bits_is_compared_within_a_tolerance():
+    values = torch.randn(20, 30)
+    repeats = Repeats()
+    repeats.note(4, [values, values.to(torch.cfloat), 3])
+    for other in (values, values * (1 + 1e-6), values + torch.nan):
+        repeats.compare(4, [other, values.to(torch.cfloat), 3])
+    for other in (values.flip(0), -values, values + 0.05, values * torch.randn(20, 1)):
+        with pytest.raises(ContractError, match="step 4 gave another value"):
+            repeats.compare(4, [other, values.to(torch.cfloat), 3])
+    with pytest.raises(ContractError, match="step 4 gave another value"):
+        repeats.compare(4, [values, values.to(torch.cfloat), 4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "layer", [nn.LSTM(8, 8, batch_first=True), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()]
+)
+def test_layers_that_torch_computes_otherwise_without_a_tape_are_no_hidden_state(layer, dtype):
+    def step(h, x):
+        after = layer(h)
+        return 0.9 * (after[0] if isinstance(after, tuple) else after), None
+
+    layer.to(dtype)
+    h0 = torch.randn(2, 5, 8, dtype=dtype, requires_grad=True)
+    h, _ = scan(step, h0, length=20, memory=3)
+    h.square().sum().backward()
+    assert torch.isfinite(h0.grad).all() and h0.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(("memory", "kept", "most"), [("all", 60, 61), (4, 5, 8), (20, 21, 24)])
 def test_memory_is_let_go_along_the_way(memory, kept, most):
     Counted.alive = Counted.most = 0
@@ -595,6 +692,37 @@ def test_memory_is_let_go_along_the_way(memory, kept, most):
     loss.backward()
     assert Counted.most <= most
     assert Counted.alive <= 1, "the last carry is still there, but nothing of the loop behind it"
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("memory", ["all", 2])
+def test_writing_into_the_last_carry_changes_nothing_that_was_given(memory, grad):
+    given = {"h": torch.ones(3, requires_grad=grad), "world": torch.ones(2, 3), "x": torch.ones(2)}
+    xs, constants = torch.ones(5, 2), {"c": torch.ones(2)}
+
+    def step(carry, x, constants):
+        after = {
+            "h": carry["h"] * 0.5,
+            "world": carry["world"].mT.mT,
+            "x": x if memory == 2 else constants["c"],
+        }
+        return after, None
+
+    last, _ = scan(step, given, xs, memory=memory, constants=constants)
+    with torch.no_grad():
+        last["world"].add_(1)
+        last["x"].add_(1)
+    assert (given["world"] == 1).all() and (xs == 1).all() and (constants["c"] == 1).all()
+    if grad:
+        last["h"].sum().backward()
+        assert (given["h"].grad == 0.5**5).all()
+
+
+def test_a_memory_may_be_a_numpy_integer():
+    step, carry, xs = noisy_problem()
+    scan(step, carry, xs, memory=numpy.int64(3))
+    with pytest.raises(BudgetError, match=r"memory=3\.0"):
+        scan(step, carry, xs, memory=3.0)
 
 
 @pytest.mark.parametrize(
@@ -625,7 +753,22 @@ def test_bad_arguments_are_refused(arguments, error, message):
         (lambda c, x: (c[:1], None), ShapeError, r"shape \(1,\)"),
         (lambda c, x: (c.long(), None), ShapeError, "int64"),
         (lambda c, x: (c, "text"), ContractError, "a str in it"),
-        (lambda c, x: (c * 2, c[: int(c[0] + 1)]), ShapeError, "step 1 returned a y"),
+        (
+            lambda c, x: (c * 2, c[: int(c[0] + 1)]),
+            ShapeError,
+            r"step 1 returned y with shape \(3,\), .* \(2,\)",
+        ),
+        (
+            lambda c, x: (c * 2, {"a": [c.double() if c[0] > 1 else c]}),
+            ShapeError,
+            r"step 1 returned y\['a'\]\[0\] with dtype",
+        ),
+        (
+            lambda c, x: (c * 2, 1 if c[0] < 2 else 2.5),
+            ShapeError,
+            "dtype torch.float32, the steps before .*int64",
+        ),
+        (lambda c, x: (c * 2, c if c[0] < 2 else c.to("meta")), ShapeError, "step 1 .* device meta"),
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])

@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import pytest
 import torch
@@ -239,6 +240,25 @@ def test_stages_run_in_inference_mode():
 
 
 # Watching.
+
+
+def test_observers_belong_to_their_thread():
+    together = threading.Barrier(2, timeout=10)
+    seen = {0: [], 1: []}
+
+    def work(number):
+        together.wait()
+        with gp.observe(lambda *what: seen[number].append(what[2].mean().item())):
+            together.wait()
+            Double().run({"x": torch.full((1, 3), float(number))})
+            together.wait()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {0: [0.0], 1: [2.0]}
 
 
 def test_observers_see_every_floating_output():

@@ -149,6 +149,32 @@ def test_a_nan_in_one_world_is_named_and_the_step_is_not_taken(toy, tmp_path):
     assert evaluate(tmp_path / "poisoned", allow=["toy_task"])["mean_distance"] > 0
 
 
+def test_a_nan_that_a_stage_refuses_as_its_input_is_named_too(toy, tmp_path):
+    with pytest.raises(NonFiniteError) as caught:
+        train(toy.ToyTask(toy.ToyOptions(poison=6, strict=True)), tmp_path, console=QUIET)
+    message = str(caught.value)
+    for part in ("iteration 6", "force is not finite", 'stage "policy"', "time step 0", "world 1",
+                 "optimizer step was not taken"):  # fmt: skip
+        assert part in message
+    assert load_train_state(tmp_path).step == 6
+
+
+def test_an_input_that_is_refused_for_another_reason_stays_an_input_error(toy, tmp_path):
+    task = toy.ToyTask(toy.ToyOptions(strict=True, learning_rate=1e8))
+    with pytest.raises(InputError, match=r"^iteration 1: the force is too large\. .*step was not taken"):
+        train(task, tmp_path, console=QUIET)
+    assert load_train_state(tmp_path).step == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", -1), ("seed", 2**64), ("weight_decay", -1.0), ("weight_decay", float("nan"))],
+)
+def test_options_that_no_training_can_use_are_refused(toy, option, value):
+    with pytest.raises(InputError, match=f"option {option}: expected"):
+        toy.ToyOptions(**{option: value})
+
+
 def test_an_infinite_gradient_of_a_finite_loss_is_named(toy, tmp_path):
     with pytest.raises(NonFiniteError) as caught:
         train(toy.ToyTask(toy.ToyOptions(explode=2)), tmp_path, console=QUIET)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gradpath as gp
+from gradpath.errors import InputError
 from gradpath.figures import Figure
 from gradpath.task import Task, TrainOptions, rate
 
@@ -36,11 +37,15 @@ class Body(gp.Stage):
         outputs={"state": {"position": "B 2", "velocity": "B 2"}},
     )
 
-    def __init__(self, dt: float = 0.2, kink: bool = False) -> None:
+    def __init__(self, dt: float = 0.2, kink: bool = False, strict: bool = False) -> None:
         super().__init__()
-        self.dt, self.kink = dt, kink
+        self.dt, self.kink, self.strict = dt, kink, strict
 
     def forward(self, state: dict[str, Tensor], force: Tensor) -> dict[str, dict[str, Tensor]]:
+        if self.strict and not force.isfinite().all():
+            raise InputError("the force is not finite")
+        if self.strict and force.abs().max() > 1e6:
+            raise InputError("the force is too large")
         velocity = state["velocity"] + self.dt * force
         if self.kink:
             velocity = velocity + (0.0 * velocity).sqrt()
@@ -63,8 +68,15 @@ class ToyOptions(TrainOptions):
     """Iteration whose loss has an infinite gradient in world 1 at time step 3, and a finite value."""
     kink: bool = False
     """Give the body a square root at zero, whose value is fine and whose gradient is not."""
+    strict: bool = False
+    """Let the body refuse a force that is not finite or too large."""
     pause: float = 0.0
     """Seconds to wait in every iteration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length < 1:
+            raise ValueError(f"length {self.length}")
 
 
 class ToyTask(Task):
@@ -76,7 +88,7 @@ class ToyTask(Task):
     def build(self) -> gp.Stage:
         step = gp.Pipeline(
             policy=Policy(),
-            body=Body(kink=self.options.kink),
+            body=Body(kink=self.options.kink, strict=self.options.strict),
             wires={"policy.state": "state", "body.state": "state"},
         )
         return gp.Rollout(step, length=self.options.length, carry={"state": "body.state"})

@@ -30,6 +30,29 @@ def test_policy_stays_within_its_bounds_and_starts_in_the_middle():
         Policy(8, low=(1.0,), high=(1.0,))
 
 
+@pytest.mark.parametrize("actions, bounds", [(4, {}), (2, {"high": (3.0, 4.0)}), (2, {"low": (-2.0, -3.0)})])
+def test_policy_takes_a_number_of_actions(actions, bounds):
+    policy = Policy(features=8, actions=actions, **bounds)
+    command = policy.run({"feature": torch.randn(5, 8)})["command"]
+    assert command.shape == (5, actions)
+    assert policy.low.tolist() == list(bounds.get("low", [-1.0] * actions))
+    assert policy.high.tolist() == list(bounds.get("high", [1.0] * actions))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"actions": 0},
+        {"low": (), "high": ()},
+        {"low": (-1.0,), "high": (1.0, 1.0)},
+        {"actions": 2, "low": (-1.0,)},
+    ],
+)
+def test_policy_refuses_bounds_that_do_not_match_its_actions(options):
+    with pytest.raises(InputError, match="as many bounds"):
+        Policy(8, **options)
+
+
 def test_idle_commands_nothing():
     assert torch.equal(Idle(8, 3).run({"feature": torch.randn(2, 8)})["command"], torch.zeros(2, 3))
 
@@ -88,3 +111,17 @@ def test_controller_gradient_is_exact_and_finite_everywhere():
     ]
     control(*still).sum().backward()
     assert all(bool(torch.isfinite(x.grad).all()) for x in still)
+
+
+@pytest.mark.parametrize("spoiled", range(3))
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_controller_passes_on_what_is_not_finite(spoiled, wrong):
+    """Bounds must not turn a broken input into a plausible command."""
+    inputs = [
+        torch.zeros(2, 3, dtype=F64),
+        LEVEL.repeat(2, 1),
+        torch.tensor([[3.0, 0.0, 0.0]], dtype=F64).repeat(2, 1),
+    ]
+    inputs[spoiled][1, -1 if spoiled == 1 else 0] = wrong
+    command = AttitudeController()(*inputs)
+    assert torch.isfinite(command).all(-1).tolist() == [True, False]

@@ -345,6 +345,82 @@ def test_bad_input_is_refused_by_name():
         render(points[0], faces)
 
 
+@pytest.mark.parametrize("entry", [(0, 1), (1, 0), (2, 0), (2, 1), (2, 2)])
+def test_intrinsics_of_another_form_are_refused(entry):
+    points, faces = clutter()
+    wrong = K.clone()
+    wrong[entry] = 0.5
+    with pytest.raises(InputError, match=r"the bottom row \[0, 0, 1\]"):
+        render(points, faces, wrong)
+
+
+@pytest.mark.parametrize(
+    "options", [{"far": math.inf}, {"far": math.nan}, {"sigma": math.inf}, {"near": 30.0}]
+)
+def test_ranges_are_finite(options):
+    points, faces = clutter()
+    with pytest.raises(InputError, match="all finite"):
+        rasterize(points, faces, K=K, height=8, width=8, **{"far": FAR, **options})
+
+
+@pytest.mark.parametrize(
+    "points, faces, intrinsics, message",
+    [
+        (
+            torch.float16,
+            torch.int32,
+            torch.float64,
+            "points_camera: expected float32 or float64, got torch.float16",
+        ),
+        (
+            torch.int64,
+            torch.int32,
+            torch.float64,
+            "points_camera: expected float32 or float64, got torch.int64",
+        ),
+        (torch.float64, torch.float32, torch.float64, "faces: expected an integer dtype, got torch.float32"),
+        ("numpy", torch.int32, torch.float64, "points_camera: expected a tensor, got ndarray"),
+        (torch.float64, "numpy", torch.float64, "faces: expected a tensor, got ndarray"),
+        (torch.float64, torch.int32, "numpy", "K: expected a tensor, got ndarray"),
+    ],
+)
+def test_other_dtypes_and_arrays_are_refused_by_name(points, faces, intrinsics, message):
+    given = [
+        value.numpy() if kind == "numpy" else value.to(kind)
+        for value, kind in zip((*clutter(), K), (points, faces, intrinsics), strict=True)
+    ]
+    with pytest.raises(ShapeError, match=message):
+        render(*given)
+
+
+def test_faces_of_any_integer_dtype_and_one_channel_by_its_name():
+    points, faces = clutter()
+    image = render(points, faces.long(), channels="depth")
+    assert list(image) == ["depth"]
+    assert torch.equal(image["depth"], render(points, faces)["depth"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far_aside", [1e9, -1e9, 1e18])
+def test_what_lies_far_aside_is_not_in_the_image(dtype, far_aside):
+    """Its pixel is no 32-bit integer; a triangle that reaches there is drawn where it passes."""
+    points, faces = clutter()
+    one = points.shape[1]
+    aside = points.new_tensor(
+        [[[far_aside, 0.0, 4.0], [far_aside, 1.0, 4.0], [2 * far_aside, 0.0, 5.0], [0.0, far_aside, 3.0]]]
+    )
+    more = torch.tensor([[0, 1, 2], [0, 3, 1]], dtype=torch.int32) + one
+    x = torch.cat([points, aside], 1).to(dtype).requires_grad_()
+    image = render(x, torch.cat([faces, more]))
+    (image["alpha"].sum() + image["depth"].sum()).backward()
+    assert bool(torch.isfinite(x.grad).all())
+    alone = points.to(dtype).requires_grad_()
+    expected = render(alone, faces)
+    (expected["alpha"].sum() + expected["depth"].sum()).backward()
+    assert torch.equal(image["depth"], expected["depth"]) and torch.equal(image["alpha"], expected["alpha"])
+    assert torch.equal(x.grad[:, :one], alone.grad)
+
+
 def test_topology_finds_components_boundaries_and_opposite_vertices():
     _, faces = joined(trimesh.creation.box(), trimesh.creation.icosphere(1))
     topology = Topology.of(faces)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradpath import geometry, sim
+from gradpath import geometry, kernels, sim
 from gradpath.errors import InputError, ShapeError
 from gradpath.sim.quadrotor import GRAVITY, quadrotor_step
 
@@ -234,3 +234,46 @@ def test_a_wrong_command_is_named():
     body = sim.Quadrotor(0.05)
     with pytest.raises(ShapeError, match="control"):
         body.run({"state": body.hover_state(2), "control": torch.zeros(2, 3)})
+
+
+@pytest.mark.parametrize("entry", range(4))
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_command_that_is_not_finite_is_refused_by_world(entry, wrong):
+    body = sim.Quadrotor(0.05)
+    control = torch.ones(3, 4)
+    control[1, entry] = wrong
+    with pytest.raises(InputError, match="the control of world 1 is"):
+        body(body.hover_state(3), control)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_the_limits_pass_on_a_command_that_is_not_finite(wrong):
+    """What a GPU does, where nobody looks at the command: the state is spoiled, in that world only."""
+    operation = kernels.registry["quadrotor_step_1"]
+    samples = operation.samples(3)
+    samples["control"] = torch.ones(3, 4, dtype=F64)
+    samples["control"][1, 0] = wrong
+    samples["control"][2, 3] = wrong
+    pose, velocity, rates, thrust = operation.call(**samples)
+    assert torch.isfinite(thrust).tolist() == [True, False, True]
+    assert torch.isfinite(rates).all(-1).tolist() == [True, True, False]
+    assert torch.isfinite(velocity).all(-1).tolist() == [True, False, False]
+    assert torch.isfinite(pose).all(-1).tolist() == [True, False, False]
+
+
+def test_the_samples_of_the_gradient_test_exceed_every_limit():
+    samples = kernels.registry["quadrotor_step_1"].samples(3)
+    thrust, rates = samples["control"][:, 0], samples["control"][:, 1:]
+    assert (thrust > samples["max_thrust"]).any() and (thrust < 0).any()
+    for bound in (rates > samples["max_rates"], rates < -samples["max_rates"]):
+        assert bound.any(0).sum() >= 2
+    inside = (rates.abs() < samples["max_rates"]).all(-1) & (thrust > 0) & (thrust < samples["max_thrust"])
+    assert inside.any()
+
+
+def test_a_quaternion_that_is_no_rotation_is_refused():
+    body = sim.Quadrotor(0.05)
+    state = body.hover_state(2)
+    state["pose"][1, 6] = 1.1
+    with pytest.raises(InputError, match=r"quadrotor: the pose of world 1 .* norm 1"):
+        body(state, torch.ones(2, 4))
