@@ -13,6 +13,7 @@ from gradpath.errors import (
     WireError,
 )
 from gradpath.losses import Losses, LossValues
+from gradpath.memory import Memory
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
 from gradpath.report import GradientReport, gradient_report
@@ -35,6 +36,7 @@ __all__ = [
     "LoadError",
     "LossValues",
     "Losses",
+    "Memory",
     "NonFiniteError",
     "Pipeline",
     "Rollout",

@@ -91,7 +91,7 @@ def test_gradients_match_one_plain_graph(memory):
 
 
 @pytest.mark.parametrize(
-    ("length", "memory"), [(30, 1), (30, 3), (30, 8), (100, 5), (100, 10), (100, 20), (9, 9)]
+    ("length", "memory"), [(30, 1), (30, 3), (30, 8), (100, 5), (100, 10), (100, 20), (9, 9), (1000, 20)]
 )
 def test_step_calls_are_the_fewest(length, memory):
     step, carry, _ = noisy_problem()
@@ -327,6 +327,50 @@ def test_decay_is_a_factor_per_step_on_the_carry(memory):
         total = total + y.sum()
     for g, want in zip(got, torch.autograd.grad(carry.sum() + total, [weight, h0]), strict=True):
         torch.testing.assert_close(g, want)
+
+
+@pytest.mark.parametrize("memory", ["all", 1, 4])
+@pytest.mark.parametrize("cut", [1, 4, 10, 40])
+def test_a_cut_lets_no_gradient_through(memory, cut):
+    def run(loop):
+        torch.manual_seed(0)
+        weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+        h = torch.randn(3, dtype=torch.float64, requires_grad=True)
+        xs = torch.randn(10, 3, dtype=torch.float64, requires_grad=True)
+        last, ys = loop(lambda h, x: (torch.tanh(weight @ h + x), h.sin()), h, xs)
+        loss = last.sum() + ys[-1].sum()
+        return [last, ys, *torch.autograd.grad(loss, [weight, h, xs], materialize_grads=True)]
+
+    def by_hand(step, h, xs):
+        ys = []
+        for t, x in enumerate(xs):
+            h, y = step(h.detach() if t and t % cut == 0 else h, x)
+            ys.append(y)
+        return h, torch.stack(ys)
+
+    got = run(lambda step, h, xs: scan(step, h, xs, memory=memory, cut=cut))
+    for have, want in zip(got, run(by_hand), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-12, atol=1e-15)
+    before = 9 // cut * cut  # the loss is on the last window
+    assert not got[-1][:before].any() and got[-1][before:].all()
+    assert got[-2].any() == (cut >= 10)
+
+
+@pytest.mark.parametrize("memory", ["all", 3])
+def test_xs_get_their_gradient_where_nothing_is_shared(memory):
+    xs = torch.ones(6, 2, requires_grad=True)
+    h, _ = scan(lambda h, x: (h + x, None), torch.zeros(2), xs, memory=memory)
+    (grad,) = torch.autograd.grad(h.sum(), xs)
+    assert torch.equal(grad, torch.ones(6, 2))
+
+
+def test_decay_per_second():
+    def gradient(**options):
+        h = torch.ones(2, requires_grad=True)
+        return torch.autograd.grad(scan(lambda h, x: (h * 1.0, None), h, length=8, **options)[0].sum(), h)[0]
+
+    torch.testing.assert_close(gradient(decay=0.5, dt=0.25), gradient(decay=0.5**0.25))
+    torch.testing.assert_close(gradient(decay=0.5, dt=0.25), torch.full((2,), 0.25))
 
 
 def test_without_gradients_nothing_is_kept():
@@ -607,7 +651,10 @@ def test_memory_is_let_go_along_the_way(memory, kept, most):
         ({"xs": torch.ones(())}, ShapeError, "first axis is time"),
         ({"xs": "text"}, InputError, "xs is a str"),
         ({"length": 3, "memory": 0}, BudgetError, "at least 1 snapshot"),
-        ({"length": 3, "memory": "200MB"}, BudgetError, "number of snapshots"),
+        ({"length": 3, "memory": "200"}, BudgetError, "number of snapshots"),
+        ({"length": 3, "memory": 1.5}, BudgetError, "number of snapshots"),
+        ({"length": 3, "cut": 0}, InputError, "cut >= 1"),
+        ({"length": 3, "decay": 0.5, "dt": 0.0}, InputError, "above 0"),
         ({"length": 3, "memory": True}, BudgetError, "memory=True"),
         ({"length": 3, "decay": 1.5}, InputError, "between 0"),
     ],
