@@ -293,3 +293,50 @@ def test_the_meter_counts_storages_until_they_are_let_go():
     with Meter() as meter:
         (before[:100] @ weight).sum().backward()
     assert meter.live == weight.grad.nbytes and math.isclose(meter.peak, 40_000, rel_tol=0.1)
+
+
+@pytest.mark.parametrize("setting", ["all", 4, "150kB"])
+def test_hooks_of_distributed_data_parallel_fire(tmp_path, setting):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.step = Network()
+
+        def forward(self, xs):
+            return scan(self.step, torch.zeros(WORLDS, 32), xs, memory=setting)
+
+    def gradients(wrap):
+        model = wrap(Whole())
+        last, ys = model(torch.ones(20, WORLDS, 8))
+        (last.sum() + ys.square().sum()).backward()
+        return [p.grad for p in model.parameters()]
+
+    alone = gradients(lambda model: model)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    try:
+        together = gradients(nn.parallel.DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(g.any() and torch.equal(g, want) for g, want in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("setting", ["1GB", "150kB"])
+def test_autocast_and_no_grad_under_a_budget(setting):
+    weight = torch.randn(32, 32, requires_grad=True)
+
+    def step(h, x):
+        return torch.tanh(h @ weight).float() + h, h.mean(1)
+
+    def gradient(setting):
+        with torch.autocast("cpu", torch.bfloat16):
+            h, ys = scan(step, torch.ones(WORLDS, 32), length=LENGTH, memory=setting)
+        return torch.autograd.grad(h.sum() + ys.sum(), weight)[0]
+
+    assert torch.equal(gradient("all"), gradient(setting))
+    memory = Memory(setting)
+    with torch.no_grad():
+        h, _ = scan(step, torch.ones(WORLDS, 32), length=LENGTH, memory=memory)
+    assert not h.requires_grad and memory.plan is None
