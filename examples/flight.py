@@ -63,7 +63,7 @@ class FlightOptions(TrainOptions):
     noise: float = 0.02
     """Standard deviation of the sensor's noise in inverse depth, relative to that of 3 m."""
     memory: str = "100"
-    """What the time loop keeps: "all", or a number of snapshots."""
+    """What the time loop keeps: "all", a number of snapshots, or a size such as "200MB"."""
     decay: float = 0.4
     """Share of the gradient that is left after each second that it travels back in time; 1 is the exact gradient."""
     renderer_gradient: Literal["full", "decayed", "off"] = "full"
@@ -87,8 +87,17 @@ class FlightOptions(TrainOptions):
             )
         if not (math.isfinite(self.noise) and self.noise >= 0.0):
             raise InputError(f"option noise: expected 0 or more, got {self.noise}")
-        if self.memory != "all" and not self.memory.isdigit():
-            raise InputError(f'option memory: expected "all" or a number of states, got "{self.memory}"')
+        try:
+            gp.Memory(self.memory_setting)
+        except gp.BudgetError:
+            raise InputError(
+                f'option memory: expected "all", a number of states or a size such as "200MB", got "{self.memory}"'
+            ) from None
+
+    @property
+    def memory_setting(self) -> str | int:
+        """The memory as a time loop takes it."""
+        return int(self.memory) if self.memory.isdigit() else self.memory
 
     @property
     def length(self) -> int:
@@ -194,12 +203,11 @@ def build_step(
 
 def build_rollout(options: FlightOptions, step: gp.Pipeline, length: int | None = None) -> gp.Rollout:
     """The control step over a whole flight, as long as those in training unless told otherwise."""
-    memory: str | int = int(options.memory) if options.memory.isdigit() else options.memory
     return gp.Rollout(
         step,
         length=length or options.length,
         carry={"state": "body.state", "memory": "encode.memory"},
-        memory=memory,
+        memory=options.memory_setting,
         decay=options.decay ** (1.0 / options.control_rate) if options.decay < 1.0 else None,
         record=RECORD,
     )

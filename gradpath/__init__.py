@@ -17,6 +17,7 @@ from gradpath.errors import (
 )
 from gradpath.loss_matrix import LossMatrix, loss_matrix
 from gradpath.losses import Losses, LossValues, Ramp, auxiliary
+from gradpath.memory import Memory
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
 from gradpath.report import GradientReport, gradient_report
@@ -42,6 +43,7 @@ __all__ = [
     "LossMatrix",
     "LossValues",
     "Losses",
+    "Memory",
     "NonFiniteError",
     "Pipeline",
     "Ramp",

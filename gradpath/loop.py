@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradpath import capture, tree
 from gradpath.errors import ContractError, GradpathError, ShapeError
+from gradpath.recording import Recorder, Recording
 from gradpath.replay import Ambient, DrawGuard, Effects, Repeats, Snapshot, VersionGuard
 from gradpath.reverse import Segment, Sums
-from gradpath.schedule import Schedule
+from gradpath.schedule import Schedule, keep_all
 from gradpath.stacked import Stacked
-
-
-class Recording(Protocol):
-    """Who listens to one time loop to measure its gradients; waits for the device at the end only."""
-
-    def taping(self, step: int) -> AbstractContextManager[None]:
-        """Return a context within which `step` is run with a tape."""
-
-    def reversing(self) -> None:
-        """A backward pass starts."""
-
-    def reversed(self, step: int, adjoint: list[Tensor | None], captured: list[Tensor | None]) -> None:
-        """A step was reversed: the adjoint of the carry that entered it, and the gradients of captured leaves."""
-
-    def finish(self) -> None:
-        """A backward pass is complete. May raise NonFiniteError."""
-
-
-class Recorder(Protocol):
-    """Who measures the gradients of time loops."""
-
-    def begin(self, length: int, carry: list[Any], captured: list[Tensor], decay: float | None) -> Recording:
-        """Start to listen to a forward pass from this carry, with these captured leaves."""
-
+from gradpath.tally import Tally
 
 _HELD = -1
 """The key of the state that the forward pass leaves for the backward pass to begin with."""
@@ -67,15 +45,19 @@ class Loop:
         xs: tree.Tree,
         constants: tree.Tree,
         *,
-        schedule: Schedule,
+        length: int,
         generators: Iterable[torch.Generator],
         decay: float | None,
+        cut: int | None,
         recorder: Recorder | None,
         on_step: Callable[[int], None] | None,
     ):
         self.step = step
-        self.schedule = schedule
+        self.length = length
+        self.schedule = keep_all(length)
+        self.tally = Tally(length)
         self.decay = decay
+        self.cut = cut
         self.recorder = recorder
         self.recording: Recording | None = None
         self.on_step = on_step
@@ -92,8 +74,8 @@ class Loop:
         found = [*generators, *self.captured.generators.values(), *tree.generators(self.constant_leaves)]
         self.effects = Effects(self.captured.modules.values(), found)
         self.ambient = Ambient()
-        self.repeats = Repeats() if self.recomputes else None
-        self.ys = Stacked(schedule.length)
+        self.repeats = Repeats()
+        self.ys = Stacked(length)
         self.used: set[int] = set()
         self.unused: list[weakref.ref[Tensor]] = []
         self.snapshots: dict[int, Snapshot] = {}
@@ -133,7 +115,7 @@ class Loop:
         """Run all steps and keep nothing, for when no gradient is needed; returns the last carry."""
         carry = self.carry.leaves
         with self.ambient.entered():
-            for step in range(self.schedule.length):
+            for step in range(self.length):
                 result = self._call(step, carry, self._x(step), self.constant_leaves)
                 if torch.is_grad_enabled():
                     capture.check_graph(tree.tensors([*result.carry, *result.ys]), set(), [], step)
@@ -141,22 +123,23 @@ class Loop:
                 self._write(step, result)
         return carry
 
-    def forward(self) -> list[Any]:
-        """Run the forward actions of the schedule; returns the last carry, detached."""
+    def forward(self, schedule: Schedule, tally: Tally) -> list[Any]:
+        """Run the forward actions of a schedule, and count them; returns the last carry, detached."""
+        self.schedule, self.tally = schedule, tally
         carry = [tree.detach(leaf) for leaf in self.carry.leaves]
-        self.guard = VersionGuard(self._watched() if self.recomputes else ())
+        self.guard = VersionGuard(self.watched() if self.recomputes else ())
         draws = DrawGuard(self.effects.generators) if self.recomputes else None
         if self.recorder is not None:
             self.recording = self.recorder.begin(
-                self.schedule.length, self.carry.leaves, self.leaves, self.decay
+                self.length, self.carry.leaves, self.leaves, self.decay, self.cut
             )
-        with self.ambient.entered():
+        with self.ambient.entered(), tally.metered():
             for action in self.schedule.forward:
                 if action.kind == "snapshot":
-                    self.snapshots[action.start] = self.effects.snapshot(carry)
+                    self.snapshots[action.start] = self._keep(carry)
                     continue
                 if action.kind == "hold":
-                    self.snapshots[_HELD] = self.effects.snapshot(carry)
+                    self.snapshots[_HELD] = self._keep(carry)
                     continue
                 for step in range(action.start, action.stop):
                     carry = self._forward_step(step, carry, keep=action.kind == "tape")
@@ -185,32 +168,50 @@ class Loop:
     def _forward_step(self, step: int, carry: list[Any], keep: bool) -> list[Any]:
         """Run one step, the first with a tape in any case, to see what it captures; returns the next carry."""
         if keep or step == 0:
-            segment, result = self._tape(step, carry)
+            segment, result = self.tape(step, carry)
             if keep:
+                segment.kept = True
                 self.segments.append(segment)
         else:
             result = self._advance(step, carry)
-        if self.repeats is not None:
-            self.repeats.note(step, [*result.carry, *result.ys])
         self._write(step, result)
+        return self._checked(step, result)
+
+    def _checked(self, step: int, result: Result | Segment) -> list[Any]:
+        """The carry for the next step, once it is known that this one gives what it gave before, if it ran before."""
+        if self.recomputes or step in self.repeats:
+            with self.tally.uncounted():
+                self.repeats.check(step, [*result.carry, *result.ys])
         return result.detached_carry()
 
+    def _keep(self, carry: list[Any]) -> Snapshot:
+        snapshot = self.effects.snapshot(carry)
+        self.tally.count(state for _, state in snapshot.generators)
+        return snapshot
+
     def _write(self, step: int, result: Result) -> None:
-        self.ys.write(step, result.ys, result.ys_spec)
+        with self.tally.uncounted():
+            self.ys.write(step, result.ys, result.ys_spec)
         if self.on_step is not None:
             self.on_step(step)
 
     # One step.
 
     def _advance(self, step: int, carry: list[Any]) -> Result:
-        with torch.no_grad():
+        with torch.no_grad(), self.tally.working("advance"):
             return self._call(step, carry, self._x(step), self.constant_leaves)
 
-    def _tape(self, step: int, carry: list[Any]) -> tuple[Segment, Result]:
-        """Run one step on fresh leaves, with its graph, and hold that graph against what the loop knows."""
-        # From the second step on all differentiable leaves need an adjoint, whatever the first one was given:
-        # what is computed must not depend on which steps a schedule tapes.
-        index = self.carry.index if step == 0 else _differentiable(carry)
+    def tape(self, step: int, carry: list[Any], as_later: bool = False) -> tuple[Segment, Result]:
+        """Run one step on fresh leaves, with its graph, and hold that graph against what the loop knows.
+
+        From the second step on all differentiable leaves of the carry need an adjoint, whatever the first one was
+        given: what is computed must not depend on which steps a schedule tapes. `as_later` has it so for the first.
+        """
+        with self.tally.working("tape"):
+            index = self.carry.index if step == 0 and not as_later else _differentiable(carry)
+            return self._tape(step, carry, index)
+
+    def _tape(self, step: int, carry: list[Any], index: list[int]) -> tuple[Segment, Result]:
         carry, carry_leaves = _fresh(carry, index)
         xs, xs_leaves = _fresh(self._x(step), self.xs.index)
         constants, constant_leaves = _fresh(self.constant_leaves, self.constant_index)
@@ -222,9 +223,8 @@ class Loop:
         known = self.leaf_ids | {id(leaf) for leaf in fresh}
         replaced = [*self.histories, *(t for t in (ref() for ref in self.unused) if t is not None)]
         used = capture.check_graph(tree.tensors([*result.carry, *result.ys]), known, replaced, step)
-        if not self.recomputes or step == 0:
-            pairs = zip(self.histories, history_leaves, strict=True)
-            self.used.update(id(history) for history, leaf in pairs if id(leaf) in used)
+        pairs = zip(self.histories, history_leaves, strict=True)
+        self.used.update(id(history) for history, leaf in pairs if id(leaf) in used)
         shared_leaves = [*constant_leaves, *history_leaves, *self.leaves]
         return Segment(step, index, carry_leaves, xs_leaves, shared_leaves, result.carry, result.ys), result
 
@@ -275,7 +275,7 @@ class Loop:
                     "a carry keeps its shapes from step to step"
                 )
 
-    def _watched(self) -> list[tuple[str, Tensor]]:
+    def watched(self) -> list[tuple[str, Tensor]]:
         """What must not be written into between the first run of a step and its recomputation."""
         captured, buffers = self.captured, {id(buffer) for buffer in self.effects.buffers}
         named = [*self.carry.tensors, *self.xs.tensors]
@@ -306,22 +306,22 @@ class Loop:
                 "backward retain_graph=True"
             )
         self.guard.check("between forward and backward")
-        before = self.effects.snapshot([]) if self.recomputes else None
+        before = self.effects.snapshot(tree.generators(self.carry.leaves)) if self.recomputes else None
         snapshots, segments = dict(self.snapshots), list(self.segments)
         if not keep:  # so that each is let go as soon as it is used
             self.snapshots, self.segments = {}, []
             self.released = True
-        sums = Sums(carry_grads, y_grads, self.schedule.length, self.decay)
+        sums = Sums(carry_grads, y_grads, self.length, self.decay, self.cut, self.tally.uncounted)
         if self.recording is not None:
             self.recording.reversing()
         try:
-            with self.ambient.entered():
-                self._run_backward(snapshots, segments, sums, keep and not self.recomputes)
-            if self.repeats is not None:
-                self.repeats.finish()
+            with self.ambient.entered(), self.tally.metered():
+                self._run_backward(snapshots, segments, sums, keep)
+            self.repeats.finish()
         finally:
             if before is not None:
                 before.restore()
+        self.tally.complete = True
         if self.recording is not None:
             self.recording.finish()
         results = self._results(sums)
@@ -331,42 +331,43 @@ class Loop:
         return results
 
     def _run_backward(
-        self, snapshots: dict[int, Snapshot], segments: list[Segment], sums: Sums, keep_tapes: bool
+        self, snapshots: dict[int, Snapshot], segments: list[Segment], sums: Sums, keep: bool
     ) -> None:
         carry = snapshots.pop(_HELD).restore() if _HELD in snapshots else []
         for action in self.schedule.backward:
             if action.kind == "restore":
                 carry = snapshots[action.start].restore()
             elif action.kind == "snapshot":
-                snapshots[action.start] = self.effects.snapshot(carry)
+                snapshots[action.start] = self._keep(carry)
             elif action.kind == "free":
                 del snapshots[action.start]
             else:
                 for step in range(action.start, action.stop):
                     if action.kind == "advance":
-                        carry = self._repeated(step, self._advance(step, carry))
+                        carry = self._checked(step, self._advance(step, carry))
                     elif action.kind == "tape":
                         # Nothing here may hold on to the tape: the next step would be run beside it.
-                        segments.append(self._tape(step, carry)[0])
-                        carry = self._repeated(step, segments[-1])
+                        segments.append(self.tape(step, carry)[0])
+                        carry = self._checked(step, segments[-1])
                     else:
-                        self._reverse(segments.pop(), sums, keep_tapes)
+                        carry = []
+                        with self.tally.working("reverse"):
+                            self.reverse(segments.pop(), sums, keep)
 
-    def _repeated(self, step: int, again: Result | Segment) -> list[Any]:
-        """The carry for the next step, once it is known that this one gave what it gave before."""
-        if self.repeats is not None:
-            self.repeats.compare(step, [*again.carry, *again.ys])
-        return again.detached_carry()
-
-    def _reverse(self, segment: Segment, sums: Sums, keep_tape: bool) -> None:
-        shared = sums.add(segment, keep_tape)
+    def reverse(self, segment: Segment, sums: Sums, keep: bool = False) -> None:
+        """Turn the tape of one step into gradients; `keep` those that were made on the way forward."""
+        shared = sums.add(segment, keep and segment.kept)
         if self.recording is not None:
             captured = shared[len(shared) - len(self.leaves) :]
             self.recording.reversed(segment.step, sums.adjoint, captured)
 
     def _results(self, sums: Sums) -> list[Tensor | None]:
-        """The gradients of `inputs()`, from the sums of all steps."""
-        return [*(sums.adjoint[i] for i in self.carry.index), *sums.xs, *sums.shared]
+        """The gradients of `inputs()`, from the sums of all steps; zeros where a cut lets nothing through."""
+        results = [*(sums.adjoint[i] for i in self.carry.index), *sums.xs, *sums.shared]
+        if self.cut is None:
+            return results
+        pairs = zip(results, self.inputs(), strict=True)
+        return [torch.zeros_like(given) if grad is None else grad for grad, given in pairs]
 
 
 def _fresh(leaves: list[Any], index: Iterable[int]) -> tuple[list[Any], list[Tensor]]:

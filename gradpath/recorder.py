@@ -65,6 +65,7 @@ class Recording:
         length: Time steps T.
         worlds: Worlds B; 1 where the carry has no common first axis.
         decay: The factor on the carry's adjoint per step, None for 1.
+        cut: No adjoint crosses from a step whose number is a multiple of this to the one before; None for no cut.
         carry: Norm of the adjoint of the carry that enters each step, (T, B), after decay.
         first_step: The first step whose carry needs a gradient: 1 where the initial carry requires none.
         parameters: Norm of the gradient that each step gives to the parameters of each stage, (T,).
@@ -78,9 +79,10 @@ class Recording:
         carry: list[Any],
         captured: list[Tensor],
         decay: float | None,
+        cut: int | None = None,
     ):
         self._owner = owner
-        self.length, self.decay = length, decay
+        self.length, self.decay, self.cut = length, decay, cut
         floating = [leaf for leaf in carry if tree.is_differentiable(leaf)]
         sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in floating}
         self.worlds = sizes.pop() if len(sizes) == 1 and 0 not in sizes else 1
@@ -261,9 +263,16 @@ class GradientRecorder:
         self.check_finite = check_finite
         self.last: Recording | None = None
 
-    def begin(self, length: int, carry: list[Any], captured: list[Tensor], decay: float | None) -> Recording:
+    def begin(
+        self,
+        length: int,
+        carry: list[Any],
+        captured: list[Tensor],
+        decay: float | None,
+        cut: int | None = None,
+    ) -> Recording:
         """Start to record one time loop."""
-        return Recording(self, length, carry, captured, decay)
+        return Recording(self, length, carry, captured, decay, cut)
 
 
 def _flat(grads: list[Tensor], worlds: int) -> Tensor:

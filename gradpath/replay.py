@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from gradpath.contract import Contract, covers
 from gradpath.errors import ContractError, GradpathError
 from gradpath.mode import current_mode, mode
+
+_BLOCK = 2**18
+"""How many numbers are looked at in one go to compare steps: large states take no copies of their size."""
 
 
 class Ambient:
@@ -162,16 +166,19 @@ class Repeats:
         self.projected: dict[int, Tensor] = {}
         self.pending: list[tuple[int, Tensor, float]] = []
 
-    def note(self, step: int, leaves: list[Any]) -> None:
-        """Keep the checksums of what a step gave the first time."""
-        self.bits[step], self.projected[step] = _bits(leaves), _projection(leaves)
+    def __contains__(self, step: int) -> bool:
+        """Whether a step has run."""
+        return step in self.bits
 
-    def compare(self, step: int, leaves: list[Any]) -> None:
-        """Compare with what the step gives now.
+    def check(self, step: int, leaves: list[Any]) -> None:
+        """Keep the checksums of what a step gives the first time; compare with them from then on.
 
         Raises:
-            ContractError: it is another value.
+            ContractError: it gives another value than the first time.
         """
+        if step not in self.bits:
+            self.bits[step], self.projected[step] = _bits(leaves), _projection(leaves)
+            return
         numbers, bits = _bits(leaves)
         if numbers != self.bits[step][0]:
             raise _changed(step)
@@ -224,8 +231,15 @@ def _projection(leaves: list[Any]) -> Tensor:
         return torch.zeros(2, dtype=torch.float64)
     flat = [torch.view_as_real(t).reshape(-1) if t.is_complex() else t.reshape(-1) for t in found]
     device = next((t.device for t in flat if t.device.type != "cpu"), flat[0].device)
-    values = torch.cat([t.to(device) for t in flat]).double()
-    return torch.stack([values @ _random_vector(len(values), device), torch.linalg.vector_norm(values)])
+    if sum(len(t) for t in flat) <= _BLOCK:
+        flat = [torch.cat([t.to(device) for t in flat])]
+    products, norms = [], []
+    for i, block in enumerate(block for t in flat for block in t.split(_BLOCK)):
+        values = block.to(device).double()
+        # The blocks share one vector; their weights differ, so that blocks that change places are noticed.
+        products.append((1.0 + 0.5 * math.sin(i)) * (values @ _random_vector(device)[: len(values)]))
+        norms.append(torch.linalg.vector_norm(values))
+    return torch.stack([torch.stack(products).sum(), torch.linalg.vector_norm(torch.stack(norms))])
 
 
 def _tolerance(leaves: list[Any]) -> float:
@@ -236,9 +250,9 @@ def _tolerance(leaves: list[Any]) -> float:
 
 
 @functools.lru_cache(maxsize=8)
-def _random_vector(length: int, device: torch.device) -> Tensor:
+def _random_vector(device: torch.device) -> Tensor:
     generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(length, dtype=torch.float64, device=device, generator=generator)
+    return torch.randn(_BLOCK, dtype=torch.float64, device=device, generator=generator)
 
 
 def _changed(step: int) -> ContractError:

@@ -58,6 +58,7 @@ class GradientReport:
     Attributes:
         length: Time steps T.
         decay: The factor on the gradient of the carry per step, None for 1.
+        cut: No gradient goes back from a step whose number is a multiple of this to the one before; None for no cut.
         carry: Norm of the gradient with respect to the carry that enters each step, (T, B), after decay.
         first_step: The first step whose carry needs a gradient: 1 where the initial carry requires none.
         outputs: Norm of the gradient that reaches each stage output, by `"stage.output"`, (T, B) or (T, 1).
@@ -74,6 +75,7 @@ class GradientReport:
 
     length: int
     decay: float | None
+    cut: int | None
     carry: Tensor
     first_step: int
     outputs: dict[str, Tensor]
@@ -107,6 +109,7 @@ class GradientReport:
         return cls(
             length=recording.length,
             decay=recording.decay,
+            cut=recording.cut,
             carry=carry,
             first_step=recording.first_step,
             outputs=outputs,
@@ -132,6 +135,7 @@ class GradientReport:
             "length": self.length,
             "worlds": self.carry.shape[1],
             "decay": self.decay,
+            "cut": self.cut,
             "growth": _plain(self.growth),
             "first_step": self.first_step,
             "zero_share": self.zero_share,
@@ -172,6 +176,8 @@ class GradientReport:
             f"zero: {self.zero_share:.1%} of steps and worlds; not finite: {self.non_finite_share:.1%}",
             f"worlds with the largest gradient: {worst}",
         ]
+        if self.cut is not None:
+            notes.append(f"gradients are cut every {self.cut} steps")
         if self.fault is not None:
             notes.append(f"first gradient that is not finite: {self.fault}")
         notes += [f'loss "{name}": gradient norm {norm:.3g}' for name, norm in self.losses.items()]

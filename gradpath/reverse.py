@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ class Segment:
         carry_leaves, xs_leaves: Fresh leaves for what is new at each step.
         shared_leaves: Leaves for what all steps read: constants, tensors with a history, captured leaves.
         carry, ys: What the step returned, with its graph.
+        kept: Whether it was taped on the way forward, so that a backward pass that keeps its graph needs it again.
     """
 
     step: int
@@ -32,6 +35,7 @@ class Segment:
     shared_leaves: list[Tensor]
     carry: list[Any]
     ys: list[Any]
+    kept: bool = False
 
     def detached_carry(self) -> list[Any]:
         """The carry for the next step."""
@@ -46,27 +50,42 @@ class Sums:
         y_grads: Gradients of the stacked leaves of y.
         length: How many steps there are.
         decay: The factor on the adjoint of the carry at each step, None for 1.
+        cut: No adjoint of the carry crosses from a step whose number is a multiple of this to the one before.
+        uncounted: Entered where the gradient of `xs` is allocated, which the memory of the loop does not include.
     """
 
-    def __init__(self, carry_grads: Grads, y_grads: Grads, length: int, decay: float | None):
+    def __init__(
+        self,
+        carry_grads: Grads,
+        y_grads: Grads,
+        length: int,
+        decay: float | None,
+        cut: int | None = None,
+        uncounted: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ):
         self.adjoint = list(carry_grads)
         self.y_grads = y_grads
         self.length = length
         self.decay = decay
+        self.cut = cut
+        self.uncounted = uncounted
         self.xs: Grads = []
         self.shared: Grads = []
         self._owned: list[bool] = []
+        self._begun = False
 
     def add(self, segment: Segment, keep_tape: bool) -> Grads:
         """Reverse one step; returns what it gave to the shared leaves alone."""
         xs_count, shared_count = len(segment.xs_leaves), len(segment.shared_leaves)
-        if not self.shared:
+        if not self._begun:
+            self._begun = True
             self.xs, self.shared = [None] * xs_count, [None] * shared_count
             self._owned = [False] * shared_count
         grads = self._differentiate(segment, keep_tape)
         start = len(segment.carry_leaves)
         self.adjoint = [None] * len(self.adjoint)
-        for i, grad in zip(segment.carry_index, grads[:start], strict=True):
+        is_cut = self.cut is not None and segment.step > 0 and segment.step % self.cut == 0
+        for i, grad in () if is_cut else zip(segment.carry_index, grads[:start], strict=True):
             self.adjoint[i] = grad if grad is None or self.decay is None else grad * self.decay
         for i, grad in enumerate(grads[start : start + xs_count]):
             if grad is not None:
@@ -92,7 +111,8 @@ class Sums:
     def _write_x(self, i: int, step: int, grad: Tensor) -> None:
         stack = self.xs[i]
         if stack is None:
-            stack = self.xs[i] = grad.new_zeros((self.length, *grad.shape))
+            with self.uncounted():
+                stack = self.xs[i] = grad.new_zeros((self.length, *grad.shape))
         stack[step] = grad
 
     def _add_shared(self, i: int, grad: Tensor) -> None:

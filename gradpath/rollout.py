@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +10,13 @@ import torch
 from gradpath.contract import Contract, covers
 from gradpath.errors import ContractError, InputError, ShapeError, WireError
 from gradpath.graph import Source, parse_output
+from gradpath.loop import Loop
+from gradpath.memory import Memory
 from gradpath.pipeline import Pipeline
+from gradpath.plan import Plan, carry_bytes, example_inputs
 from gradpath.recorder import CARRY, GradientRecorder, Wiring
-from gradpath.scan import Memory, plan_memory, scan
-from gradpath.schedule import Schedule
+from gradpath.scan import scan
+from gradpath.schedule import keep_all
 from gradpath.specs import Binding, DictSpec, ObjectSpec, Spec, SpecLike, TensorSpec, conflict, tensors
 from gradpath.stage import Stage, close_match
 from gradpath.trajectory import Trajectory
@@ -35,11 +36,13 @@ class Rollout(Stage):
         step: The pipeline of one time step.
         length: The number of steps T.
         carry: The source of each carried input, `{"external input": "stage.output[.field...]"}`.
-        memory: `"all"`, or a number of snapshots; see `scan`.
+        memory: `"all"`, a number of snapshots, or a size such as `"200MB"`; see `scan`.
+        cut: Truncate the gradient every so many steps; see `scan`.
         record: Outputs for the trajectory, `"stage.output[.field...]"`, beside those it has anyway: the sources
             of the carry and the outputs of the pipeline.
         sequences: External inputs that differ from step to step: they are given with time as their first axis.
         decay: A factor in [0, 1] per step on the gradient of the carry; see `scan`.
+        dt: The time of a step [s]. Where given, `decay` is per second.
         record_gradients: Measure gradients per stage, time step and world during the backward pass, for
             `gradient_report`.
         check_finite: Refuse gradients that are NaN or infinite, naming stage, time step and world. Each stage
@@ -58,10 +61,12 @@ class Rollout(Stage):
         length: int,
         carry: Mapping[str, str],
         *,
-        memory: Memory = "all",
+        memory: int | str = "all",
+        cut: int | None = None,
         record: Sequence[str] = (),
         sequences: Sequence[str] = (),
         decay: float | None = None,
+        dt: float | None = None,
         record_gradients: bool = True,
         check_finite: bool = False,
     ):
@@ -76,12 +81,16 @@ class Rollout(Stage):
         self.carry = dict(carry)
         self.memory = memory
         self.sequences = tuple(sequences)
-        self.decay = decay
+        self.decay, self.dt, self.cut = decay, dt, cut
         self._check_carry()
         self._check_sequences()
-        plan_memory(length, memory)
+        self._memory = Memory(memory)
+        if self._memory.limit is not None:
+            self._memory.measure = "first"
+        self._memory.fixed(length)
         names = dict.fromkeys([*self.carry.values(), *step.contract.outputs, *(record or ())])
         specs = {name: self._spec(name) for name in names}
+        self._batch: int | None = None
         self._outputs = tuple(names)
         self._recorded = tuple(name for name, spec in specs.items() if not isinstance(spec, ObjectSpec))
         self.contract = self._derived({name: specs[name] for name in self._recorded})
@@ -178,6 +187,17 @@ class Rollout(Stage):
         """
         values = self._named(first, values)
         values.update(self._start(values))
+        step, carry, xs, constants = self._parts(values)
+        self._batch = _batch(carry)
+        final, ys = scan(
+            step, carry, xs, self.length,
+            memory=self._memory, cut=self.cut, constants=constants, decay=self.decay, dt=self.dt,
+            recorder=self.recorder,
+        )  # fmt: skip
+        return Trajectory(ys, constants, final)
+
+    def _parts(self, values: dict[str, Any]) -> tuple[Callable[..., Any], Any, Any, dict[str, Any]]:
+        """What a time loop takes: the step, the first carry, sequences and constants."""
         carry = {name: values[name] for name in self.carry}
         xs = {name: values[name] for name in self.sequences if name in values}
         constants = {name: value for name, value in values.items() if name not in carry and name not in xs}
@@ -188,11 +208,7 @@ class Rollout(Stage):
             after = {name: _like(carry[name], produced[source]) for name, source in sources.items()}
             return after, {name: produced[name] for name in recorded}
 
-        final, ys = scan(
-            step, carry, xs, self.length,
-            memory=self.memory, constants=constants, decay=self.decay, recorder=self.recorder,
-        )  # fmt: skip
-        return Trajectory(ys, constants, final)
+        return step, carry, xs, constants
 
     def _named(self, first: tuple[Any, ...], values: dict[str, Any]) -> dict[str, Any]:
         if len(first) > len(self.carry):
@@ -235,53 +251,64 @@ class Rollout(Stage):
     def _named_outputs(self, result: Any, called: str) -> dict[str, Any]:
         return super()._named_outputs(result.recorded, called)
 
-    def plan(self, batch: int | None = None) -> Plan:
-        """Return what the rollout keeps and recomputes; with a batch size, in bytes where the sizes are known."""
-        size = None
-        if batch is not None:
-            specs = self.step.contract.input_specs
-            parts = [_bytes(specs[name], batch) for name in self.carry]
-            size = sum(part for part in parts if part is not None) if None not in parts else None
-        return Plan(plan_memory(self.length, self.memory), self.memory, batch, size)
+    def plan(self, batch: int | None = None, **values: Any) -> Plan:
+        """Return what the rollout keeps and recomputes, as predicted, and as the latest run with it came out.
+
+        Where the memory is a budget in bytes, one step is measured; the stages run for it, and all that they
+        declare to change is put back.
+
+        Args:
+            batch: Worlds B. May be left out where the rollout has run, or where `memory` is no budget.
+            values: Inputs to measure with, by name, as for a run. Those that are left out are made up from the
+                contracts: zeros, with a one at the end of the last axis, so that a pose has a valid quaternion.
+
+        Raises:
+            InputError: a budget, and neither a batch size nor an earlier run; or an input whose shape is not known.
+            BudgetError: a budget that cannot work; tells the smallest that would.
+        """
+        again = self._memory.tally is not None and batch in (None, self._batch) and not values
+        tally = self._memory.tally if again and self._memory.tally and self._memory.tally.complete else None
+        if self._memory.limit is None:
+            fixed = self._memory.fixed(self.length) or keep_all(self.length)
+            size = None if batch is None else carry_bytes(self.step, self.carry, batch)
+            return Plan(fixed, self.memory, batch, size, tally=tally)
+        chosen = self._memory.plan if again else None
+        if chosen is None:
+            chosen = self._memory.choose(self._example_loop(batch, values))
+        cost = chosen.cost.carry_bytes
+        return Plan(chosen.schedule, self.memory, batch or self._batch, cost, chosen, tally)
+
+    def _example_loop(self, batch: int | None, values: dict[str, Any]) -> Loop:
+        """A loop over values of which some are made up, to measure."""
+        if batch is None and not values:
+            raise InputError(
+                f"memory={self.memory!r}: the plan depends on how much one step takes, and nothing has run yet; "
+                "pass batch=, the number of worlds, or inputs to measure with"
+            )
+        values = {
+            **example_inputs(self.contract, self.optional_inputs - set(self.carry), batch, values),
+            **values,
+        }
+        values.update(self._start(values))
+        step, carry, xs, constants = self._parts(values)
+        return Loop(
+            step, carry, xs, constants,
+            length=self.length, generators=(), decay=self.decay, cut=self.cut, recorder=self.recorder, on_step=None,
+        )  # fmt: skip
 
     def describe(self) -> str:
         """Return the carry, the plan, and the table of the pipeline's stages."""
         carried = ", ".join(f"{name} <- {source}" for name, source in self.carry.items()) or "nothing"
-        lines = [f"rollout of {self.length} steps, carrying {carried}", str(self.plan())]
+        known = self._memory.limit is None or self._memory.plan is not None
+        plan = str(self.plan()) if known else f"memory={self.memory!r}, see plan(batch=...)"
+        lines = [f"rollout of {self.length} steps, carrying {carried}", plan]
         if self.sequences:
             lines.append(f"sequences: {', '.join(self.sequences)}")
         if self.decay is not None:
-            lines.append(f"gradient decay per step: {self.decay:g}")
+            lines.append(f"gradient decay per {'step' if self.dt is None else 'second'}: {self.decay:g}")
+        if self.cut is not None:
+            lines.append(f"gradients are cut every {self.cut} steps")
         return "\n".join([*lines, "", self.step.describe()])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a rollout keeps and recomputes.
-
-    Attributes:
-        schedule: Its actions, step calls and extra steps.
-        memory: The setting it follows.
-        batch: Worlds, as asked for.
-        carry_bytes: The size of one carry in float32, None where it is not known from the contracts.
-    """
-
-    schedule: Schedule
-    memory: Memory
-    batch: int | None = None
-    carry_bytes: int | None = None
-
-    @property
-    def extra_steps(self) -> int:
-        """Step calls beyond one per time step."""
-        return self.schedule.extra_steps
-
-    def __str__(self) -> str:
-        text = f"memory={self.memory!r}: {self.schedule}"
-        if self.carry_bytes is None:
-            return text
-        total = self.carry_bytes * max(self.schedule.peak_snapshots, 1)
-        return f"{text}; one carry of {self.batch} worlds {self.carry_bytes:,} bytes, all snapshots {total:,}"
 
 
 def _over_time(spec: Spec, length: int) -> SpecLike:
@@ -323,15 +350,7 @@ def _zeros(name: str, spec: Spec, binding: Binding) -> Any:
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def _bytes(spec: Spec, batch: int) -> int | None:
-    """The size of a carried value in float32; None where an axis other than the worlds B is not a number."""
-    if isinstance(spec, DictSpec):
-        parts = [_bytes(field, batch) for field in spec.fields.values()]
-        return None if None in parts else sum(part for part in parts if part is not None)
-    if not isinstance(spec, TensorSpec):
-        return 0
-    sizes = [batch if dim == "B" else dim for dim in spec.dims]
-    if spec.leading or any(isinstance(size, str) for size in sizes):
-        return None
-    count = math.prod(size for size in sizes if isinstance(size, int))
-    return count * (spec.dtype or torch.float32).itemsize
+def _batch(carry: dict[str, Any]) -> int | None:
+    """The number of worlds: the first axis of what is carried, where it is one."""
+    sizes = {value.shape[0] if value.ndim else 0 for _, value in tensors(carry, "carry")}
+    return sizes.pop() if len(sizes) == 1 else None

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradpath import schedule, tree
-from gradpath.errors import BudgetError, GradpathError, InputError, ShapeError
-from gradpath.loop import Loop, Recorder
-
-Memory = int | str
-"""`"all"`, or a number of snapshots."""
+from gradpath import tree
+from gradpath.errors import GradpathError, InputError, ShapeError
+from gradpath.loop import Loop
+from gradpath.memory import Memory, MemoryLike
+from gradpath.recording import Recorder
 
 
 def scan(
@@ -23,10 +21,12 @@ def scan(
     xs: tree.Tree = None,
     length: int | None = None,
     *,
-    memory: Memory = "all",
+    memory: MemoryLike = "all",
+    cut: int | None = None,
     constants: tree.Tree = None,
     generators: Iterable[torch.Generator] = (),
     decay: float | None = None,
+    dt: float | None = None,
     check_finite: bool = False,
     recorder: Recorder | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -48,12 +48,17 @@ def scan(
         xs: A tree of tensors whose first axis is time; each step gets one slice. None: each step gets None.
         length: The number of steps T, where `xs` does not say it.
         memory: `"all"` keeps the tape of every step. A number keeps at most that many carries and recomputes
-            the rest by the schedule with the fewest extra steps, see `gradpath.schedule`.
+            the rest by the schedule with the fewest extra steps, see `gradpath.schedule`. A size such as `"200MB"`
+            is a budget in bytes: two steps are measured, and the loop keeps the states and tapes that fit with the
+            fewest extra steps. `xs`, their gradient and `ys` are not charged. See `gradpath.memory.Memory`.
+        cut: Truncate the gradient: none goes back from step `n * cut` to the step before it, so that each crosses at
+            most `cut` steps. The values do not change.
         constants: A tree that all steps read. Where given, the step is called as `step(carry, x, constants)`.
         generators: Generators that the step draws from and that cannot be found in it, in the carry or in the
             constants; `torch.default_generator` for steps that draw from the global one.
         decay: A factor in [0, 1] on the gradient of the carry at each step, so that a gradient that crossed n
             steps has the factor `decay**n`. It shortens the memory of learning; the values do not change.
+        dt: The time of a step [s]. Where given, `decay` is per second.
         check_finite: Refuse gradients that are NaN or infinite, once the backward pass is through.
         recorder: Measures gradients along the way; `Rollout` gives one.
         on_step: Called with the number of each step of the forward pass, once it is done.
@@ -64,10 +69,10 @@ def scan(
     Raises:
         CaptureError: the step uses a tensor whose gradient would be lost.
         ContractError: the step returns another structure, changes its carry or a buffer in place, or draws from
-            the global generator although it must be recomputed; in the backward pass, a recomputed step gives
+            the global generator although it must be recomputed; a step that is measured or recomputed gives
             another value than it gave the first time, because it reads Python state, numpy or `random`.
         ShapeError: the carry or y changes its shape, or `xs` has leaves of different length.
-        BudgetError: a memory that cannot work.
+        BudgetError: a memory that cannot work; of a budget, tells the smallest that would.
         NonFiniteError: with `check_finite`, in the backward pass; names step and world.
 
     Gradients: exact to the initial carry, `xs`, constants and captured tensors; `decay` scales them. They are
@@ -76,23 +81,23 @@ def scan(
     Steps are recomputed under the mode and autocast settings of the forward pass.
     """
     length = _length(xs, length)
-    plan = plan_memory(length, memory)
-    if decay is not None and not 0.0 <= decay <= 1.0:
-        raise InputError(
-            f"decay={decay}: a factor per step between 0 (no gradient through time) and 1 (all of it)"
-        )
+    memory = Memory.of(memory)
+    memory.fixed(length)
+    decay = _per_step(decay, dt)
+    if cut is not None and cut < 1:
+        raise InputError(f"cut={cut}: gradients are cut after a number of steps; pass cut >= 1, or None")
     if check_finite and recorder is None:
         from gradpath.recorder import GradientRecorder
 
         recorder = GradientRecorder(check_finite=True)
     loop = Loop(
         step, carry, xs, constants,
-        schedule=plan, generators=generators, decay=decay, recorder=recorder, on_step=on_step,
+        length=length, generators=generators, decay=decay, cut=cut, recorder=recorder, on_step=on_step,
     )  # fmt: skip
     if not (torch.is_grad_enabled() and loop.needs_gradient()):
         last = loop.unshared(loop.run())
         return tree.unflatten(last, loop.carry.spec), loop.ys.tree(loop.ys.leaves)
-    last = loop.unshared(loop.forward())
+    last = loop.unshared(loop.forward(memory.schedule(loop), memory.begin(length)))
     outputs = [*last, *loop.ys.leaves]
     index = [i for i, output in enumerate(outputs) if isinstance(output, Tensor)]
     results = _Scan.apply(loop, [outputs[i] for i in index], index, *loop.inputs())
@@ -102,19 +107,17 @@ def scan(
     return tree.unflatten(outputs[:split], loop.carry.spec), loop.ys.tree(outputs[split:])
 
 
-def plan_memory(length: int, memory: Memory) -> schedule.Schedule:
-    """Return the schedule for a memory setting.
-
-    Raises:
-        BudgetError: what cannot be a memory setting, or cannot work.
-    """
-    if memory == "all":
-        return schedule.keep_all(length)
-    if hasattr(memory, "__index__") and not isinstance(memory, (bool, Tensor)):
-        return schedule.binomial(length, operator.index(memory))
-    raise BudgetError(
-        f'memory={memory!r} is not known; pass "all" to keep every tape, or a number of snapshots such as 20'
-    )
+def _per_step(decay: float | None, dt: float | None) -> float | None:
+    """The factor on the gradient per step."""
+    if decay is None:
+        return None
+    if not 0.0 <= decay <= 1.0:
+        raise InputError(
+            f"decay={decay}: a factor per step between 0 (no gradient through time) and 1 (all of it)"
+        )
+    if dt is not None and not dt > 0.0:
+        raise InputError(f"dt={dt}: the time of a step in seconds, above 0, for a decay per second")
+    return decay if dt is None else decay**dt
 
 
 def _length(xs: tree.Tree, length: int | None) -> int:

@@ -4,6 +4,9 @@ With `s` snapshots and `r` such that `C(s+r-1, s) < T <= C(s+r, s)`, reversing `
 `r*T - C(s+r, s+1)` steps beyond the `T` that are taped (Griewank and Walther 2000, algorithm 799, with
 the initial state counted as a snapshot). The schedules here need exactly that, and one step more: the
 loop must return its last state before the backward pass begins.
+
+Where memory is left, several consecutive steps (a chunk) are taped together: the same schedule over chunks,
+with the last chunk taped on the way forward.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ class Schedule:
     snapshots: int | None
     forward: tuple[Action, ...]
     backward: tuple[Action, ...]
+    chunk: int = 1
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -78,6 +82,8 @@ class Schedule:
         kept = (
             "every tape" if self.snapshots is None else f"{self.peak_snapshots} of {self.snapshots} snapshots"
         )
+        if self.snapshots is not None and self.chunk > 1:
+            kept += f" and up to {self.chunk} tapes"
         return (
             f"{self.length} steps, keeping {kept}: {self.step_calls} step calls, "
             f"{self.extra_steps} of them extra ({self.extra_steps / self.length:.2f} per step)"
@@ -90,11 +96,23 @@ def fewest_extra_steps(length: int, snapshots: int) -> int:
     return sweeps * length - comb(snapshots + sweeps, snapshots + 1)
 
 
+@lru_cache(maxsize=4096)
+def extra_steps(length: int, snapshots: int, chunk: int) -> int:
+    """The extra steps of `chunked`, without writing it out.
+
+    The steps that the short first chunk has less than the others are saved each time it is run before its tape.
+    """
+    count = -(-length // chunk)
+    if chunk == 1:
+        return fewest_extra_steps(length, snapshots) + 1
+    return chunk * fewest_extra_steps(count, snapshots) - (count * chunk - length) * _sweeps(count, snapshots)
+
+
 @lru_cache(maxsize=64)
 def keep_all(length: int) -> Schedule:
     """The schedule that tapes every step on the way forward."""
     _check_length(length)
-    return Schedule(length, None, (Action("tape", 0, length),), (Action("reverse", 0, length),))
+    return Schedule(length, None, (Action("tape", 0, length),), (Action("reverse", 0, length),), length)
 
 
 @lru_cache(maxsize=64)
@@ -128,6 +146,45 @@ def binomial(length: int, snapshots: int) -> Schedule:
             backward.append(Action("free", step, step + 1))
             held.pop()
     return Schedule(length, snapshots, tuple(forward), tuple(backward))
+
+
+@lru_cache(maxsize=64)
+def chunked(length: int, snapshots: int, chunk: int) -> Schedule:
+    """The schedule that tapes up to `chunk` consecutive steps together, from `snapshots` states between chunks.
+
+    The first chunk is the short one where `chunk` does not divide the length. The tape of the last chunk is made
+    on the way forward and kept. With `chunk=1` this is `binomial`, with `chunk >= length` it is `keep_all`.
+
+    Raises:
+        BudgetError: fewer than one snapshot where one is needed.
+        InputError: a chunk without steps.
+    """
+    if chunk < 1:
+        raise InputError(f"chunk={chunk}: steps are taped one by one or more at a time; pass chunk >= 1")
+    if chunk == 1:
+        return binomial(length, snapshots)
+    count = -(-length // chunk)
+    if count <= 1:
+        return keep_all(length)
+    over_chunks = binomial(count, snapshots)
+    edges = [0, *range(length - (count - 1) * chunk, length + 1, chunk)]
+    last = count - 1
+    forward = [_scaled(a, edges) for a in over_chunks.forward if a.kind != "hold" and not _keeps(a, last)]
+    forward[-1] = Action("tape", edges[last], length)
+    actions = (a for a in over_chunks.backward if not _keeps(a, last) and (a.kind, a.start) != ("tape", last))
+    return Schedule(length, snapshots, tuple(forward), tuple(_scaled(a, edges) for a in actions), chunk)
+
+
+def _keeps(action: Action, at: int) -> bool:
+    """Whether an action is about the snapshot of one state."""
+    return action.start == at and action.kind in ("snapshot", "restore", "free")
+
+
+def _scaled(action: Action, edges: list[int]) -> Action:
+    """An action on chunks, as one on the steps in them."""
+    start = edges[action.start]
+    single = action.kind in ("snapshot", "restore", "free")
+    return Action(action.kind, start, start + 1 if single else edges[action.stop])
 
 
 def _advance(actions: list[Action], held: list[int], step: int, snapshots: int) -> None:

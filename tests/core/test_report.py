@@ -189,3 +189,11 @@ def test_nothing_recorded_is_said():
     values.total.backward()
     with pytest.raises(InputError, match="retain_graph=True"):
         gradient_report(flight, values)
+
+
+def test_a_cut_is_told_and_seen():
+    flight = rollout(cut=4)
+    flight(start().requires_grad_(), trap=no_trap()).final["x"].sum().backward()
+    report = gradient_report(flight)
+    assert report.cut == 4 and report.json()["cut"] == 4 and "cut every 4 steps" in report.table()
+    assert not report.carry[:9].any() and report.carry[9:].all()

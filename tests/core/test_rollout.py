@@ -179,6 +179,42 @@ def test_plan_and_description():
     assert rollout.contract.json()["outputs"]["body.state"]["position"] == "100 B 2"
 
 
+def test_a_budget_is_planned_before_a_run_and_measured_after_it():
+    state, goal, wind = inputs(torch.float32)
+    _, every = run("all", torch.float32)
+    rollout = Rollout(pipeline(torch.float32), LENGTH, CARRY, memory="20kB", sequences=["wind"])
+    assert "see plan(batch=...)" in rollout.describe()
+    with pytest.raises(InputError, match="pass batch="):
+        rollout.plan()
+    noise_before = torch.get_rng_state()
+    plan = rollout.plan(batch=WORLDS)
+    assert torch.equal(noise_before, torch.get_rng_state())
+    assert plan.budget.peak <= 20_000 and plan.slots == plan.budget.slots and plan.chunk == plan.budget.chunk
+    for part in (
+        f"slots: {plan.slots}",
+        f"chunk: {plan.chunk}",
+        f"extra steps: {plan.extra_steps}",
+        "predicted: peak",
+    ):
+        assert part in str(plan)
+    assert "measured" not in str(plan)
+    with pytest.raises(BudgetError, match="smallest budget that works"):
+        rollout.plan(batch=10_000)
+    trajectory = rollout(state, goal=goal, wind=wind, generator=noise())
+    trajectory["body.state.position"].square().sum().backward()
+    plan = rollout.plan(batch=WORLDS)
+    assert plan.tally.extra_steps == plan.extra_steps and "measured:  peak" in str(plan)
+    assert plan.tally.peak == pytest.approx(plan.budget.peak, rel=0.15)
+    assert "measured" in rollout.describe() and "measured" not in str(rollout.plan(batch=WORLDS + 1))
+    _, again = run("20kB", torch.float32)
+    assert all(map(torch.equal, every, again))
+
+
+def test_a_cut_is_told():
+    rollout = Rollout(pipeline(), 10, CARRY, cut=4, decay=0.5, dt=0.1)
+    assert "cut every 4 steps" in rollout.describe() and "per second: 0.5" in rollout.describe()
+
+
 def test_a_state_in_another_order_and_an_explicit_memory():
     state, goal, _ = inputs()
     rollout = Rollout(pipeline(), LENGTH, CARRY)
@@ -223,7 +259,7 @@ def test_declared_buffers_are_replayed():
         (CARRY, {"sequences": ["state"]}, WireError, "is carried"),
         (CARRY, {"sequences": ["gaol"]}, WireError, 'did you mean "goal"'),
         (CARRY, {"record": ["act.forse"]}, WireError, 'did you mean "act.force"'),
-        (CARRY, {"memory": "200MB"}, BudgetError, "number of snapshots"),
+        (CARRY, {"memory": "200"}, BudgetError, "number of snapshots"),
         (CARRY, {"memory": 0}, BudgetError, "at least 1 snapshot"),
     ],
 )

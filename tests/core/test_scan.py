@@ -14,6 +14,8 @@ from torch import nn
 from gradpath import capture
 from gradpath.contract import Contract
 from gradpath.errors import BudgetError, CaptureError, ContractError, GradpathError, InputError, ShapeError
+from gradpath.memory import Memory
+from gradpath.meter import Meter
 from gradpath.mode import current_mode, mode
 from gradpath.replay import Repeats
 from gradpath.scan import scan
@@ -95,7 +97,7 @@ def test_gradients_match_one_plain_graph(memory):
 
 
 @pytest.mark.parametrize(
-    ("length", "memory"), [(30, 1), (30, 3), (30, 8), (100, 5), (100, 10), (100, 20), (9, 9)]
+    ("length", "memory"), [(30, 1), (30, 3), (30, 8), (100, 5), (100, 10), (100, 20), (9, 9), (1000, 20)]
 )
 def test_step_calls_are_the_fewest(length, memory):
     step, carry, _ = noisy_problem()
@@ -348,6 +350,50 @@ def test_decay_is_a_factor_per_step_on_the_carry(memory):
         total = total + y.sum()
     for g, want in zip(got, torch.autograd.grad(carry.sum() + total, [weight, h0]), strict=True):
         torch.testing.assert_close(g, want)
+
+
+@pytest.mark.parametrize("memory", ["all", 1, 4])
+@pytest.mark.parametrize("cut", [1, 4, 10, 40])
+def test_a_cut_lets_no_gradient_through(memory, cut):
+    def run(loop):
+        torch.manual_seed(0)
+        weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+        h = torch.randn(3, dtype=torch.float64, requires_grad=True)
+        xs = torch.randn(10, 3, dtype=torch.float64, requires_grad=True)
+        last, ys = loop(lambda h, x: (torch.tanh(weight @ h + x), h.sin()), h, xs)
+        loss = last.sum() + ys[-1].sum()
+        return [last, ys, *torch.autograd.grad(loss, [weight, h, xs], materialize_grads=True)]
+
+    def by_hand(step, h, xs):
+        ys = []
+        for t, x in enumerate(xs):
+            h, y = step(h.detach() if t and t % cut == 0 else h, x)
+            ys.append(y)
+        return h, torch.stack(ys)
+
+    got = run(lambda step, h, xs: scan(step, h, xs, memory=memory, cut=cut))
+    for have, want in zip(got, run(by_hand), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-12, atol=1e-15)
+    before = 9 // cut * cut  # the loss is on the last window
+    assert not got[-1][:before].any() and got[-1][before:].all()
+    assert got[-2].any() == (cut >= 10)
+
+
+@pytest.mark.parametrize("memory", ["all", 3])
+def test_xs_get_their_gradient_where_nothing_is_shared(memory):
+    xs = torch.ones(6, 2, requires_grad=True)
+    h, _ = scan(lambda h, x: (h + x, None), torch.zeros(2), xs, memory=memory)
+    (grad,) = torch.autograd.grad(h.sum(), xs)
+    assert torch.equal(grad, torch.ones(6, 2))
+
+
+def test_decay_per_second():
+    def gradient(**options):
+        h = torch.ones(2, requires_grad=True)
+        return torch.autograd.grad(scan(lambda h, x: (h * 1.0, None), h, length=8, **options)[0].sum(), h)[0]
+
+    torch.testing.assert_close(gradient(decay=0.5, dt=0.25), gradient(decay=0.5**0.25))
+    torch.testing.assert_close(gradient(decay=0.5, dt=0.25), torch.full((2,), 0.25))
 
 
 def test_without_gradients_nothing_is_kept():
@@ -654,14 +700,28 @@ def test_layouts_and_types_of_what_is_compared():
 def test_what_differs_in_bits_is_compared_within_a_tolerance():
     values = torch.randn(20, 30)
     repeats = Repeats()
-    repeats.note(4, [values, values.to(torch.cfloat), 3])
+    repeats.check(4, [values, values.to(torch.cfloat), 3])
     for other in (values, values * (1 + 1e-6), values + torch.nan):
-        repeats.compare(4, [other, values.to(torch.cfloat), 3])
+        repeats.check(4, [other, values.to(torch.cfloat), 3])
     for other in (values.flip(0), -values, values + 0.05, values * torch.randn(20, 1)):
         with pytest.raises(ContractError, match="step 4 gave another value"):
-            repeats.compare(4, [other, values.to(torch.cfloat), 3])
+            repeats.check(4, [other, values.to(torch.cfloat), 3])
+    assert 4 in repeats and 5 not in repeats
     with pytest.raises(ContractError, match="step 4 gave another value"):
-        repeats.compare(4, [values, values.to(torch.cfloat), 4])
+        repeats.check(4, [values, values.to(torch.cfloat), 4])
+
+
+def test_comparing_a_large_state_takes_no_copies_of_its_size():
+    values = torch.randn(3_000_000)
+    repeats = Repeats()
+    with Meter() as meter:
+        repeats.check(0, [values])
+        repeats.check(0, [values * (1 + 1e-6)])
+    assert meter.peak - values.nbytes < 5_000_000
+    swapped = values.clone()
+    swapped[: 2**18], swapped[2**18 : 2**19] = values[2**18 : 2**19], values[: 2**18]
+    with pytest.raises(ContractError, match="step 0 gave another value"):
+        repeats.check(0, [swapped])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -721,6 +781,7 @@ def test_writing_into_the_last_carry_changes_nothing_that_was_given(memory, grad
 def test_a_memory_may_be_a_numpy_integer():
     step, carry, xs = noisy_problem()
     scan(step, carry, xs, memory=numpy.int64(3))
+    assert repr(Memory(numpy.int64(3))) == "Memory(3)"
     with pytest.raises(BudgetError, match=r"memory=3\.0"):
         scan(step, carry, xs, memory=3.0)
 
@@ -735,7 +796,10 @@ def test_a_memory_may_be_a_numpy_integer():
         ({"xs": torch.ones(())}, ShapeError, "first axis is time"),
         ({"xs": "text"}, InputError, "xs is a str"),
         ({"length": 3, "memory": 0}, BudgetError, "at least 1 snapshot"),
-        ({"length": 3, "memory": "200MB"}, BudgetError, "number of snapshots"),
+        ({"length": 3, "memory": "200"}, BudgetError, "number of snapshots"),
+        ({"length": 3, "memory": 1.5}, BudgetError, "number of snapshots"),
+        ({"length": 3, "cut": 0}, InputError, "cut >= 1"),
+        ({"length": 3, "decay": 0.5, "dt": 0.0}, InputError, "above 0"),
         ({"length": 3, "memory": True}, BudgetError, "memory=True"),
         ({"length": 3, "decay": 1.5}, InputError, "between 0"),
     ],

@@ -136,10 +136,16 @@ def test_snapshots_and_a_plain_graph_give_the_same_gradient():
         made = flight.build_rollout(dataclasses.replace(options, memory=memory), rollout.step)
         assert made.length == 100
         losses(task.forward(made, 0)).total.backward()
+        plans.append(made.plan())
         return [p.grad.clone() for p in rollout.parameters()]
 
-    kept, recomputed = gradient("all"), gradient("8")
+    plans = []
+    kept, recomputed, budgeted = gradient("all"), gradient("8"), gradient("5MB")
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, budgeted, strict=True))
+    plan = plans[-1]
+    assert 1 < plan.chunk < 100 and plan.tally.extra_steps == plan.extra_steps
+    assert plan.budget.peak <= 5e6 and plan.tally.peak == pytest.approx(plan.budget.peak, rel=0.1)
 
     rollout.double().zero_grad()
     (state,), inputs = task.sample(0)
@@ -267,7 +273,7 @@ def test_leaving_the_course_is_no_success():
         ("features", 0),
         ("evaluation_worlds", 0),
         ("noise", -1.0),
-        ("memory", "200MB"),
+        ("memory", "200 apples"),
         ("seconds", -1.0),
     ],
 )
