@@ -11,6 +11,8 @@ from gradpath import sim
 from gradpath.errors import InputError
 from gradpath.examples import flight
 from gradpath.examples.flight_worlds import COUNTS, HIDDEN, draw_worlds, drawn_meshes
+from gradpath.runs import read_log
+from gradpath.train import resume, train
 
 OPTIONS = flight.FlightOptions(worlds=2, seconds=20 / 12, features=16, height=16, width=20, decay=1.0)
 
@@ -292,3 +294,34 @@ def test_nothing_is_drawn_smaller_than_it_is():
         ) / 2  # of the edges; of a cylinder's sides, the innermost points
         rim = middles[middles.norm(dim=-1) > 0.9]  # without the spokes of a cylinder's caps
         assert float(rim.norm(dim=-1).min()) >= 1.0 - 1e-6
+
+
+def test_a_killed_flight_training_resumes_to_the_identical_result(tmp_path, monkeypatch):
+    """As `kill -9` leaves it: the third iteration is logged nowhere and saved nowhere."""
+    options = dataclasses.replace(OPTIONS, iterations=4, save_every=2, seconds=0.5, height=12, width=16)
+    train(flight.FlightTask(options), tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    measured = flight.FlightTask.measure
+
+    def measure(task, trajectory):
+        if (tmp_path / "killed" / "weights.safetensors").exists():
+            raise Killed
+        return measured(task, trajectory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flight.FlightTask, "measure", measure)
+        with pytest.raises(Killed):
+            train(flight.FlightTask(options), tmp_path / "killed")
+    assert len(read_log(tmp_path / "killed" / "metrics.jsonl")) == 2
+    resume(tmp_path / "killed")
+    whole, killed = (
+        [{key: value for key, value in row.items() if key != "seconds"} for row in read_log(path)]
+        for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "killed" / "metrics.jsonl")
+    )
+    assert len(whole) == 4
+    assert killed == whole
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
