@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fluid import fluid_start, fluid_step
+from _fluid import fluid_start, fluid_step
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
