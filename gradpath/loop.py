@@ -5,38 +5,35 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradpath import capture, tree
-from gradpath.errors import ContractError, GradpathError, ShapeError
+from gradpath.errors import GradpathError, InputError
+from gradpath.loop_progress import Watcher
+from gradpath.loop_step import Result, StepCall
+from gradpath.meter import storage_bytes
+from gradpath.online import Online
 from gradpath.recording import Recorder, Recording
 from gradpath.replay import Ambient, DrawGuard, Effects, Repeats, Snapshot, VersionGuard
 from gradpath.reverse import Segment, Sums
-from gradpath.schedule import Schedule, keep_all
+from gradpath.schedule import Action, Schedule
 from gradpath.stacked import Stacked
+from gradpath.store import Store
 from gradpath.tally import Tally
 
 _HELD = -1
 """The key of the state that the forward pass leaves for the backward pass to begin with."""
 
 
-class Result(NamedTuple):
-    """What one step returned, flat."""
-
-    carry: list[Any]
-    ys: list[Any]
-    ys_spec: tree.TreeSpec
-
-    def detached_carry(self) -> list[Any]:
-        """The carry for the next step."""
-        return [tree.detach(leaf) for leaf in self.carry]
-
-
 class Loop:
-    """One call of `scan`: what goes in, how it runs forward, and how it turns gradients back."""
+    """One call of `scan`: what goes in, how it runs forward, and how it turns gradients back.
+
+    Attributes:
+        length: Time steps T; with a condition, at most so many before the forward pass and the true number after it.
+    """
 
     def __init__(
         self,
@@ -46,24 +43,28 @@ class Loop:
         constants: tree.Tree,
         *,
         length: int,
-        generators: Iterable[torch.Generator],
-        decay: float | None,
-        cut: int | None,
-        recorder: Recorder | None,
-        on_step: Callable[[int], None] | None,
+        condition: Callable[[Any], Any] | None = None,
+        generators: Iterable[torch.Generator] = (),
+        decay: float | None = None,
+        cut: int | None = None,
+        recorder: Recorder | None = None,
+        watcher: Watcher | None = None,
     ):
-        self.step = step
-        self.length = length
-        self.schedule = keep_all(length)
+        self.length = self.most = length
+        self.condition = condition
+        self.schedule: Schedule | None = None
+        self.recomputes = False
+        self.store: Store | None = None
         self.tally = Tally(length)
         self.decay = decay
         self.cut = cut
         self.recorder = recorder
         self.recording: Recording | None = None
-        self.on_step = on_step
+        self.watcher = watcher
         self.carry = tree.Flat.of(carry, "carry")
         self.xs = tree.Flat.of(xs, "xs")
         self.constants = None if constants is None else tree.Flat.of(constants, "constants")
+        self.call = StepCall(step, self.carry, self.xs, self.constants)
         self.constant_leaves = [] if self.constants is None else self.constants.leaves
         self.constant_index = [] if self.constants is None else self.constants.index
         others = [leaf for leaf in self.constant_leaves if not isinstance(leaf, Tensor)]
@@ -75,17 +76,12 @@ class Loop:
         self.effects = Effects(self.captured.modules.values(), found)
         self.ambient = Ambient()
         self.repeats = Repeats()
-        self.ys = Stacked(length)
+        self.ys = Stacked(None if condition is not None else length)
         self.used: set[int] = set()
         self.unused: list[weakref.ref[Tensor]] = []
         self.snapshots: dict[int, Snapshot] = {}
         self.segments: list[Segment] = []
         self.released = False
-
-    @property
-    def recomputes(self) -> bool:
-        """Whether steps are run again in the backward pass."""
-        return self.schedule.snapshots is not None
 
     def needs_gradient(self) -> bool:
         """Whether anything that goes in requires a gradient."""
@@ -111,42 +107,87 @@ class Loop:
 
     # Forward.
 
+    def goes_on(self, step: int, carry: list[Any]) -> bool:
+        """Whether a step is to run from this carry.
+
+        Raises:
+            InputError: the condition gives no single truth value.
+        """
+        if step == self.most:
+            return False
+        if self.condition is None:
+            return True
+        with torch.no_grad():
+            answer = self.condition(tree.unflatten(map(tree.detach, carry), self.carry.spec))
+        if isinstance(answer, Tensor) and answer.numel() != 1:
+            raise InputError(
+                f"the condition gave {capture.describe(answer)} before step {step}; all worlds go on together, so "
+                "give one truth value: .any() goes on while one of them does, .all() while all do"
+            )
+        return bool(answer)
+
     def run(self) -> list[Any]:
         """Run all steps and keep nothing, for when no gradient is needed; returns the last carry."""
-        carry = self.carry.leaves
+        carry, step = self.carry.leaves, 0
         with self.ambient.entered():
-            for step in range(self.length):
-                result = self._call(step, carry, self._x(step), self.constant_leaves)
+            while self.goes_on(step, carry):
+                result = self.call(step, carry, self._x(step), self.constant_leaves)
                 if torch.is_grad_enabled():
                     capture.check_graph(tree.tensors([*result.carry, *result.ys]), set(), [], step)
                 carry = result.carry
                 self._write(step, result)
+                step += 1
+        self._finish_at(step)
         return carry
 
-    def forward(self, schedule: Schedule, tally: Tally) -> list[Any]:
+    def forward(self, plan: Schedule | Online, tally: Tally, store: Store | None = None) -> list[Any]:
         """Run the forward actions of a schedule, and count them; returns the last carry, detached."""
-        self.schedule, self.tally = schedule, tally
+        self.recomputes = plan.snapshots is not None
+        self.tally, self.store = tally, store
         carry = [tree.detach(leaf) for leaf in self.carry.leaves]
         self.guard = VersionGuard(self.watched() if self.recomputes else ())
-        draws = DrawGuard(self.effects.generators) if self.recomputes else None
+        self.draws = DrawGuard(self.effects.generators) if self.recomputes else None
         if self.recorder is not None:
             self.recording = self.recorder.begin(
                 self.length, self.carry.leaves, self.leaves, self.decay, self.cut
             )
         with self.ambient.entered(), tally.metered():
-            for action in self.schedule.forward:
-                if action.kind == "snapshot":
-                    self.snapshots[action.start] = self._keep(carry)
-                    continue
-                if action.kind == "hold":
-                    self.snapshots[_HELD] = self._keep(carry)
-                    continue
-                for step in range(action.start, action.stop):
-                    carry = self._forward_step(step, carry, keep=action.kind == "tape")
-                    if draws is not None:
-                        draws.check(step)
+            step = 0
+            while isinstance(plan, Online) and self.goes_on(step, carry):
+                for action in plan.before(step):
+                    carry = self._act(action, carry)
+                step += 1
+            for action in plan.forward if isinstance(plan, Schedule) else ():
+                carry = self._act(action, carry)
+        self._finish_at(step if isinstance(plan, Online) else self.length)
+        self.schedule = plan.finish(step) if isinstance(plan, Online) else plan
+        tally.ys_bytes = storage_bytes(self.ys.leaves)
         self.guard.check("by a step")
         self._forget_unused()
+        return carry
+
+    def _finish_at(self, length: int) -> None:
+        """Take note of the number of steps, where it turned out on the way."""
+        self.length = self.tally.length = length
+        self.ys.finish(length)
+        if self.watcher is not None:
+            self.watcher.passed(length)
+
+    def _act(self, action: Action, carry: list[Any]) -> list[Any]:
+        """Do one thing of the forward pass; returns the working state after it."""
+        if action.kind in ("snapshot", "hold"):
+            self.snapshots[_HELD if action.kind == "hold" else action.start] = self._keep(carry)
+        elif action.kind == "free":
+            del self.snapshots[action.start]
+        elif action.kind == "store":
+            assert self.store is not None
+            with self.tally.working("store"):
+                self.store.put(action.start, self._keep(carry))
+        else:
+            for step in range(action.start, action.stop):
+                carry = self._forward_step(step, carry, keep=action.kind == "tape")
+                if self.draws is not None:
+                    self.draws.check(step)
         return carry
 
     def _forget_unused(self) -> None:
@@ -192,14 +233,14 @@ class Loop:
     def _write(self, step: int, result: Result) -> None:
         with self.tally.uncounted():
             self.ys.write(step, result.ys, result.ys_spec)
-        if self.on_step is not None:
-            self.on_step(step)
+        if self.watcher is not None:
+            self.watcher.ran(step)
 
     # One step.
 
     def _advance(self, step: int, carry: list[Any]) -> Result:
         with torch.no_grad(), self.tally.working("advance"):
-            return self._call(step, carry, self._x(step), self.constant_leaves)
+            return self.call(step, carry, self._x(step), self.constant_leaves)
 
     def tape(self, step: int, carry: list[Any], as_later: bool = False) -> tuple[Segment, Result]:
         """Run one step on fresh leaves, with its graph, and hold that graph against what the loop knows.
@@ -218,7 +259,7 @@ class Loop:
         _, history_leaves = _fresh(self.histories, range(len(self.histories)))
         listening = nullcontext() if self.recording is None else self.recording.taping(step)
         with torch.enable_grad(), listening, self.captured.substituted(self.histories, history_leaves):
-            result = self._call(step, carry, xs, constants)
+            result = self.call(step, carry, xs, constants)
         fresh = (*carry_leaves, *xs_leaves, *constant_leaves, *history_leaves)
         known = self.leaf_ids | {id(leaf) for leaf in fresh}
         replaced = [*self.histories, *(t for t in (ref() for ref in self.unused) if t is not None)]
@@ -231,49 +272,6 @@ class Loop:
     def _x(self, step: int) -> list[Any]:
         with torch.no_grad():
             return [x[step] if isinstance(x, Tensor) else x for x in self.xs.leaves]
-
-    def _call(self, step: int, carry: list[Any], xs: list[Any], constants: list[Any]) -> Result:
-        """Call the step on trees and check what it returns."""
-        versions = [leaf._version for leaf in _watchable(carry)]
-        arguments = [tree.unflatten(carry, self.carry.spec), tree.unflatten(xs, self.xs.spec)]
-        if self.constants is not None:
-            arguments.append(tree.unflatten(constants, self.constants.spec))
-        result = self.step(*arguments)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise ContractError(
-                f"step {step} returned a {type(result).__name__}; a step returns the pair (carry, y), with y None "
-                "where there is nothing to stack"
-            )
-        after, spec = tree.flatten(result[0])
-        if spec != self.carry.spec:
-            raise ContractError(
-                f"step {step} was given the carry {self.carry.spec} and returned {spec}; "
-                "a carry keeps its structure from step to step"
-            )
-        for leaf, version in zip(_watchable(carry), versions, strict=True):
-            if leaf._version != version:
-                name = next(n for n, other in zip(self.carry.names, carry, strict=True) if other is leaf)
-                raise ContractError(
-                    f"step {step} changed {name} in place; a recomputed step would start from the changed value, "
-                    "so return a new tensor instead"
-                )
-        self._check_shapes(step, carry, after)
-        return Result(after, *tree.flatten(result[1]))
-
-    def _check_shapes(self, step: int, before: list[Any], after: list[Any]) -> None:
-        for name, old, new in zip(self.carry.names, before, after, strict=True):
-            if not isinstance(old, Tensor):
-                continue
-            if (
-                not isinstance(new, Tensor)
-                or new.shape != old.shape
-                or tree.is_differentiable(new) != tree.is_differentiable(old)
-            ):
-                got = capture.describe(new) if isinstance(new, Tensor) else f"a {type(new).__name__}"
-                raise ShapeError(
-                    f"step {step} was given {name} as {capture.describe(old)} and returned it as {got}; "
-                    "a carry keeps its shapes from step to step"
-                )
 
     def watched(self) -> list[tuple[str, Tensor]]:
         """What must not be written into between the first run of a step and its recomputation."""
@@ -311,7 +309,7 @@ class Loop:
         if not keep:  # so that each is let go as soon as it is used
             self.snapshots, self.segments = {}, []
             self.released = True
-        sums = Sums(carry_grads, y_grads, self.length, self.decay, self.cut, self.tally.uncounted)
+        sums = Sums(carry_grads, y_grads, self.most, self.decay, self.cut, self.tally.uncounted)
         if self.recording is not None:
             self.recording.reversing()
         try:
@@ -321,7 +319,12 @@ class Loop:
         finally:
             if before is not None:
                 before.restore()
+            if self.store is not None and not keep:
+                self.store.close()
+            if self.watcher is not None:
+                self.watcher.stop()
         self.tally.complete = True
+        self.tally.xs_bytes = storage_bytes(sums.xs)
         if self.recording is not None:
             self.recording.finish()
         results = self._results(sums)
@@ -334,6 +337,7 @@ class Loop:
         self, snapshots: dict[int, Snapshot], segments: list[Segment], sums: Sums, keep: bool
     ) -> None:
         carry = snapshots.pop(_HELD).restore() if _HELD in snapshots else []
+        assert self.schedule is not None
         for action in self.schedule.backward:
             if action.kind == "restore":
                 carry = snapshots[action.start].restore()
@@ -341,8 +345,11 @@ class Loop:
                 snapshots[action.start] = self._keep(carry)
             elif action.kind == "free":
                 del snapshots[action.start]
+            elif action.kind in ("load", "drop"):
+                carry = self._from_store(action, carry, keep)
             else:
-                for step in range(action.start, action.stop):
+                for i in range(action.stop - action.start):
+                    step = action.stop - 1 - i if action.kind == "reverse" else action.start + i
                     if action.kind == "advance":
                         carry = self._checked(step, self._advance(step, carry))
                     elif action.kind == "tape":
@@ -353,6 +360,18 @@ class Loop:
                         carry = []
                         with self.tally.working("reverse"):
                             self.reverse(segments.pop(), sums, keep)
+                        if self.watcher is not None:
+                            self.watcher.reversed(step)
+
+    def _from_store(self, action: Action, carry: list[Any], keep: bool) -> list[Any]:
+        """Read a stored state, or delete it unless another backward pass will want it."""
+        assert self.store is not None
+        if action.kind == "load":
+            with self.tally.working("load"):
+                return self.store.get(action.start).restore()
+        if not keep:
+            self.store.drop(action.start)
+        return carry
 
     def reverse(self, segment: Segment, sums: Sums, keep: bool = False) -> None:
         """Turn the tape of one step into gradients; `keep` those that were made on the way forward."""
@@ -384,7 +403,3 @@ def _memory(tensor: Tensor) -> int:
     """The address of the storage; tensors without one, or without elements, are on their own."""
     dense = tensor.layout == torch.strided and tensor.numel() > 0
     return tensor.untyped_storage().data_ptr() if dense else -id(tensor)
-
-
-def _watchable(leaves: list[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]

@@ -12,6 +12,7 @@ import torch
 from gradpath.budget import BudgetPlan, format_size
 from gradpath.contract import Contract
 from gradpath.errors import InputError
+from gradpath.memory import MemoryLike
 from gradpath.pipeline import Pipeline
 from gradpath.schedule import Schedule
 from gradpath.specs import DictSpec, Spec, TensorSpec
@@ -27,12 +28,12 @@ class Plan:
         memory: The setting it follows.
         batch: Worlds, as asked for.
         carry_bytes: The size of one carry in float32, None where it is not known from the contracts.
-        budget: Slots, chunk and predicted peak, where the setting is a budget in bytes.
+        budget: Slots, chunk and predicted peak, where the setting is a budget in bytes or stores states elsewhere.
         tally: What the latest run took, None before its backward pass.
     """
 
     schedule: Schedule
-    memory: int | str
+    memory: MemoryLike
     batch: int | None = None
     carry_bytes: int | None = None
     budget: BudgetPlan | None = None
@@ -68,17 +69,23 @@ class Plan:
 
     def _predicted(self, plan: BudgetPlan) -> list[str]:
         worlds = "" if self.batch is None else f", {self.batch} worlds"
+        limit = "" if plan.limit is None else f" of {format_size(plan.limit)}"
         cost = plan.cost
         return [
-            f"slots: {plan.slots}, chunk: {plan.chunk}, extra steps: {plan.schedule.extra_steps}",
+            f"slots: {plan.slots}, chunk: {plan.chunk}, extra steps: {plan.schedule.extra_steps}"
+            + (f", stored states: {plan.schedule.stored}" if plan.schedule.stored else ""),
             f"one step{worlds}: kept state {format_size(cost.carry_bytes)}, tape {format_size(cost.tape_bytes)}, "
             f"reversing {format_size(cost.reverse_bytes)}",
-            f"predicted: peak {format_size(plan.peak)} of {format_size(plan.limit)}, slow-down {plan.slowdown:.2f}",
+            f"predicted: peak {format_size(plan.peak)}{limit}, slow-down {plan.slowdown:.2f}",
         ]
 
     def _measured(self, tally: Tally) -> str:
         peak = "" if tally.peak is None else f"peak {format_size(tally.peak)}, "
-        return f"measured:  {peak}slow-down {tally.slowdown:.2f}, extra steps {tally.extra_steps}"
+        beside = {"ys": tally.ys_bytes, "gradient of xs": tally.xs_bytes}
+        outside = ", ".join(f"{name} {format_size(size)}" for name, size in beside.items() if size)
+        return f"measured:  {peak}slow-down {tally.slowdown:.2f}, extra steps {tally.extra_steps}" + (
+            f"; beside the budget: {outside}" if outside else ""
+        )
 
 
 def carry_bytes(step: Pipeline, names: Iterable[str], batch: int) -> int | None:

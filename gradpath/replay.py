@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from gradpath.contract import Contract, covers
 from gradpath.errors import ContractError, GradpathError
 from gradpath.mode import current_mode, mode
 
-_BLOCK = 2**18
+_BLOCK = 2**15
 """How many numbers are looked at in one go to compare steps: large states take no copies of their size."""
 
 
@@ -54,6 +54,26 @@ class Snapshot:
     versions: list[int]
     generators: list[tuple[torch.Generator, Tensor]]
     buffers: list[tuple[Tensor, Tensor]]
+
+    def replaced(self, kind: type, function: Callable[[Any], Any]) -> Snapshot:
+        """Return a copy with something else in the place of all tensors, or of whatever stands for them."""
+
+        def new(leaf: Any) -> Any:
+            return function(leaf) if isinstance(leaf, kind) else leaf
+
+        carry = [new(leaf) for leaf in self.carry]
+        return Snapshot(
+            carry,
+            _versions(carry),
+            [(generator, new(state)) for generator, state in self.generators],
+            [(buffer, new(value)) for buffer, value in self.buffers],
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors that it holds."""
+        inner = [*(state for _, state in self.generators), *(value for _, value in self.buffers)]
+        return [*(leaf for leaf in self.carry if isinstance(leaf, Tensor)), *inner]
 
     def restore(self) -> list[Any]:
         """Put generators and buffers back and return the carry.
@@ -235,10 +255,13 @@ def _projection(leaves: list[Any]) -> Tensor:
         flat = [torch.cat([t.to(device) for t in flat])]
     products, norms = [], []
     for i, block in enumerate(block for t in flat for block in t.split(_BLOCK)):
-        values = block.to(device).double()
+        values = block.to(device)
+        if values.dtype not in (torch.float32, torch.float64):
+            values = values.double()
+        vector = _random_vector(device, values.dtype)[: len(values)]
         # The blocks share one vector; their weights differ, so that blocks that change places are noticed.
-        products.append((1.0 + 0.5 * math.sin(i)) * (values @ _random_vector(device)[: len(values)]))
-        norms.append(torch.linalg.vector_norm(values))
+        products.append((1.0 + 0.5 * math.sin(i)) * torch.dot(values, vector).double())
+        norms.append(torch.linalg.vector_norm(values, dtype=torch.float64))
     return torch.stack([torch.stack(products).sum(), torch.linalg.vector_norm(torch.stack(norms))])
 
 
@@ -249,10 +272,10 @@ def _tolerance(leaves: list[Any]) -> float:
     return max(torch.finfo(dtype).eps for dtype in types) ** 0.5
 
 
-@functools.lru_cache(maxsize=8)
-def _random_vector(device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=16)
+def _random_vector(device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(_BLOCK, dtype=torch.float64, device=device, generator=generator)
+    return torch.randn(_BLOCK, dtype=dtype, device=device, generator=generator)
 
 
 def _changed(step: int) -> ContractError:

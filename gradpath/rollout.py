@@ -11,7 +11,7 @@ from gradpath.contract import Contract, covers
 from gradpath.errors import ContractError, InputError, ShapeError, WireError
 from gradpath.graph import Source, parse_output
 from gradpath.loop import Loop
-from gradpath.memory import Memory
+from gradpath.memory import Memory, MemoryLike
 from gradpath.pipeline import Pipeline
 from gradpath.plan import Plan, carry_bytes, example_inputs
 from gradpath.recorder import CARRY, GradientRecorder, Wiring
@@ -36,7 +36,7 @@ class Rollout(Stage):
         step: The pipeline of one time step.
         length: The number of steps T.
         carry: The source of each carried input, `{"external input": "stage.output[.field...]"}`.
-        memory: `"all"`, a number of snapshots, or a size such as `"200MB"`; see `scan`.
+        memory: `"all"`, a number of snapshots, a size such as `"200MB"`, or a `Memory`; see `scan`.
         cut: Truncate the gradient every so many steps; see `scan`.
         record: Outputs for the trajectory, `"stage.output[.field...]"`, beside those it has anyway: the sources
             of the carry and the outputs of the pipeline.
@@ -47,6 +47,7 @@ class Rollout(Stage):
             `gradient_report`.
         check_finite: Refuse gradients that are NaN or infinite, naming stage, time step and world. Each stage
             then gets its own alias of its inputs, which may change the last bit of gradients.
+        progress: Show a bar on standard error for each pass; see `scan`.
 
     Raises:
         WireError: a carry that does not fit the pipeline.
@@ -61,7 +62,7 @@ class Rollout(Stage):
         length: int,
         carry: Mapping[str, str],
         *,
-        memory: int | str = "all",
+        memory: MemoryLike = "all",
         cut: int | None = None,
         record: Sequence[str] = (),
         sequences: Sequence[str] = (),
@@ -69,6 +70,7 @@ class Rollout(Stage):
         dt: float | None = None,
         record_gradients: bool = True,
         check_finite: bool = False,
+        progress: bool | str = False,
     ):
         super().__init__()
         if not isinstance(step, Pipeline):
@@ -80,12 +82,13 @@ class Rollout(Stage):
         self.length = length
         self.carry = dict(carry)
         self.memory = memory
+        self.progress = progress
         self.sequences = tuple(sequences)
         self.decay, self.dt, self.cut = decay, dt, cut
         self._check_carry()
         self._check_sequences()
-        self._memory = Memory(memory)
-        if self._memory.limit is not None:
+        self._memory = Memory.of(memory)
+        if self._memory.plans and not self._memory.measure:
             self._memory.measure = "first"
         self._memory.fixed(length)
         names = dict.fromkeys([*self.carry.values(), *step.contract.outputs, *(record or ())])
@@ -192,7 +195,7 @@ class Rollout(Stage):
         final, ys = scan(
             step, carry, xs, self.length,
             memory=self._memory, cut=self.cut, constants=constants, decay=self.decay, dt=self.dt,
-            recorder=self.recorder,
+            recorder=self.recorder, progress=self.progress,
         )  # fmt: skip
         return Trajectory(ys, constants, final)
 
@@ -268,7 +271,7 @@ class Rollout(Stage):
         """
         again = self._memory.tally is not None and batch in (None, self._batch) and not values
         tally = self._memory.tally if again and self._memory.tally and self._memory.tally.complete else None
-        if self._memory.limit is None:
+        if not self._memory.plans:
             fixed = self._memory.fixed(self.length) or keep_all(self.length)
             size = None if batch is None else carry_bytes(self.step, self.carry, batch)
             return Plan(fixed, self.memory, batch, size, tally=tally)
@@ -293,13 +296,13 @@ class Rollout(Stage):
         step, carry, xs, constants = self._parts(values)
         return Loop(
             step, carry, xs, constants,
-            length=self.length, generators=(), decay=self.decay, cut=self.cut, recorder=self.recorder, on_step=None,
+            length=self.length, decay=self.decay, cut=self.cut, recorder=self.recorder,
         )  # fmt: skip
 
     def describe(self) -> str:
         """Return the carry, the plan, and the table of the pipeline's stages."""
         carried = ", ".join(f"{name} <- {source}" for name, source in self.carry.items()) or "nothing"
-        known = self._memory.limit is None or self._memory.plan is not None
+        known = not self._memory.plans or self._memory.plan is not None
         plan = str(self.plan()) if known else f"memory={self.memory!r}, see plan(batch=...)"
         lines = [f"rollout of {self.length} steps, carrying {carried}", plan]
         if self.sequences:

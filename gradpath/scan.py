@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,8 +12,13 @@ from torch import Tensor
 from gradpath import tree
 from gradpath.errors import GradpathError, InputError, ShapeError
 from gradpath.loop import Loop
+from gradpath.loop_progress import Watcher
 from gradpath.memory import Memory, MemoryLike
 from gradpath.recording import Recorder
+from gradpath.schedule import Schedule
+
+_UNBOUNDED = sys.maxsize
+"""The most steps of a loop whose number of steps only its condition knows."""
 
 
 def scan(
@@ -22,6 +28,7 @@ def scan(
     length: int | None = None,
     *,
     memory: MemoryLike = "all",
+    condition: Callable[[tree.Tree], Any] | None = None,
     cut: int | None = None,
     constants: tree.Tree = None,
     generators: Iterable[torch.Generator] = (),
@@ -30,6 +37,7 @@ def scan(
     check_finite: bool = False,
     recorder: Recorder | None = None,
     on_step: Callable[[int], None] | None = None,
+    progress: bool | str = False,
 ) -> tuple[tree.Tree, tree.Tree]:
     """Run `carry, y = step(carry, x)` over time, and send gradients back through it within a stated memory.
 
@@ -50,7 +58,12 @@ def scan(
         memory: `"all"` keeps the tape of every step. A number keeps at most that many carries and recomputes
             the rest by the schedule with the fewest extra steps, see `gradpath.schedule`. A size such as `"200MB"`
             is a budget in bytes: two steps are measured, and the loop keeps the states and tapes that fit with the
-            fewest extra steps. `xs`, their gradient and `ys` are not charged. See `gradpath.memory.Memory`.
+            fewest extra steps. `xs`, their gradient and `ys` are not charged. States of a very long loop may be
+            stored in files or beside a GPU: see `gradpath.memory.Memory`.
+        condition: Called with the carry before each step; the loop goes on while it is true. The number of steps need
+            not be known then: states are placed on the way, and `memory` bounds their number or bytes all the same.
+            `xs` or `length` say how many steps there are at most. A loop without any step gives the carry back, and
+            None for the y.
         cut: Truncate the gradient: none goes back from step `n * cut` to the step before it, so that each crosses at
             most `cut` steps. The values do not change.
         constants: A tree that all steps read. Where given, the step is called as `step(carry, x, constants)`.
@@ -62,6 +75,7 @@ def scan(
         check_finite: Refuse gradients that are NaN or infinite, once the backward pass is through.
         recorder: Measures gradients along the way; `Rollout` gives one.
         on_step: Called with the number of each step of the forward pass, once it is done.
+        progress: Show a bar on standard error, for the forward and for the backward pass; a text is its title.
 
     Returns:
         The last carry, and the y of all steps stacked along a new first axis.
@@ -80,9 +94,8 @@ def scan(
     numbers included. Backward may run several times with `retain_graph=True`; double backward is an error.
     Steps are recomputed under the mode and autocast settings of the forward pass.
     """
-    length = _length(xs, length)
+    length = _length(xs, length, condition is not None)
     memory = Memory.of(memory)
-    memory.fixed(length)
     decay = _per_step(decay, dt)
     if cut is not None and cut < 1:
         raise InputError(f"cut={cut}: gradients are cut after a number of steps; pass cut >= 1, or None")
@@ -90,21 +103,46 @@ def scan(
         from gradpath.recorder import GradientRecorder
 
         recorder = GradientRecorder(check_finite=True)
+    known = condition is None
+    if known:
+        memory.fixed(length)
+    elif recorder is not None and length == _UNBOUNDED:
+        raise InputError(
+            "gradients are measured step by step, into memory for all: with a condition, pass length="
+        )
+    title = progress if isinstance(progress, str) else "scan" if progress else None
+    watcher = Watcher(length if known else None, on_step, title) if on_step or title else None
     loop = Loop(
         step, carry, xs, constants,
-        length=length, generators=generators, decay=decay, cut=cut, recorder=recorder, on_step=on_step,
+        length=length, condition=condition, generators=generators, decay=decay, cut=cut, recorder=recorder,
+        watcher=watcher,
     )  # fmt: skip
-    if not (torch.is_grad_enabled() and loop.needs_gradient()):
-        last = loop.unshared(loop.run())
-        return tree.unflatten(last, loop.carry.spec), loop.ys.tree(loop.ys.leaves)
-    last = loop.unshared(loop.forward(memory.schedule(loop), memory.begin(length)))
-    outputs = [*last, *loop.ys.leaves]
+    differentiable = torch.is_grad_enabled() and loop.needs_gradient()
+    try:
+        last = loop.unshared(_forward(loop, memory) if differentiable else loop.run())
+    finally:
+        if watcher is not None:
+            watcher.stop()
+    if loop.length == 0:
+        return tree.map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, carry), None
+    if not differentiable:
+        return tree.unflatten(last, loop.carry.spec), loop.ys.tree(loop.ys.take())
+    outputs = [*last, *loop.ys.take()]
     index = [i for i, output in enumerate(outputs) if isinstance(output, Tensor)]
-    results = _Scan.apply(loop, [outputs[i] for i in index], index, *loop.inputs())
+    results = _Scan.apply(loop, [outputs[i] for i in index], index, len(outputs), *loop.inputs())
     for i, result in zip(index, results, strict=True):
         outputs[i] = result
     split = len(last)
     return tree.unflatten(outputs[:split], loop.carry.spec), loop.ys.tree(outputs[split:])
+
+
+def _forward(loop: Loop, memory: Memory) -> list[Any]:
+    """Run a loop within a memory, ready to be reversed."""
+    plan = memory.schedule(loop)
+    store = memory.open_store(loop) if isinstance(plan, Schedule) and plan.stored else None
+    last = loop.forward(plan, memory.begin(loop.length), store)
+    memory.ran(loop)
+    return last
 
 
 def _per_step(decay: float | None, dt: float | None) -> float | None:
@@ -120,7 +158,8 @@ def _per_step(decay: float | None, dt: float | None) -> float | None:
     return decay if dt is None else decay**dt
 
 
-def _length(xs: tree.Tree, length: int | None) -> int:
+def _length(xs: tree.Tree, length: int | None, has_condition: bool) -> int:
+    """The number of steps, or with a condition the most that there can be."""
     flat = tree.Flat.of(xs, "xs")
     for name, leaf in zip(flat.names, flat.leaves, strict=True):
         if not isinstance(leaf, Tensor):
@@ -135,11 +174,11 @@ def _length(xs: tree.Tree, length: int | None) -> int:
                 "length and all of xs must agree"
             )
         length = leaf.shape[0]
-    if length is None:
+    if length is None and not has_condition:
         raise InputError(
-            "scan was given neither xs nor length, so the number of steps is not known; pass length="
+            "scan was given neither xs nor length, so the number of steps is not known; pass length=, or a condition="
         )
-    return length
+    return _UNBOUNDED if length is None else length
 
 
 class _Scan(torch.autograd.Function):
@@ -147,10 +186,10 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loop: Loop, outputs: list[Tensor], index: list[int], *inputs: Tensor
+        ctx: Any, loop: Loop, outputs: list[Tensor], index: list[int], count: int, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.loop, ctx.index = loop, index
+        ctx.loop, ctx.index, ctx.count = loop, index, count
         ctx.mark_non_differentiable(*[t for t in outputs if not tree.is_differentiable(t)])
         return tuple(outputs)
 
@@ -158,7 +197,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loop: Loop = ctx.loop
         carry_count = len(loop.carry.names)
-        every: list[Tensor | None] = [None] * (carry_count + len(loop.ys.leaves))
+        every: list[Tensor | None] = [None] * ctx.count
         for i, grad in zip(ctx.index, grads, strict=True):
             every[i] = grad
         keep = _graph_is_kept()
@@ -168,7 +207,7 @@ class _Scan(torch.autograd.Function):
             results = loop.backward(every[:carry_count], every[carry_count:], keep)
         if twice:
             results = [None if grad is None else _Once.apply(grad, *inputs) for grad in results]
-        return (None, None, None, *results)
+        return (None, None, None, None, *results)
 
 
 def _graph_is_kept() -> bool:

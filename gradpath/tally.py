@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from gradpath.meter import Meter
 
-Work = Literal["advance", "tape", "reverse"]
+Work = Literal["advance", "tape", "reverse", "store", "load"]
 
 
 @dataclass
@@ -23,16 +23,21 @@ class Tally:
         length: Time steps T.
         meter: Counts bytes while the loop works; None where nobody asked.
         known_peak: The peak of an earlier loop of the same plan, where this one is not metered.
-        steps: Step calls without a tape ("advance"), with one ("tape"), and reversed steps ("reverse").
+        steps: Step calls without a tape ("advance"), with one ("tape"), and reversed steps ("reverse"); states that
+            were written to a second place ("store") and read back ("load").
         seconds: The time of each kind. On a GPU, that of handing out the work.
+        ys_bytes: The stacked `ys`, which belong to the caller and are not charged.
+        xs_bytes: The gradient of `xs`, likewise.
         complete: Whether a backward pass has run through.
     """
 
     length: int
     meter: Meter | None = None
     known_peak: int | None = None
-    steps: dict[Work, int] = field(default_factory=lambda: {"advance": 0, "tape": 0, "reverse": 0})
-    seconds: dict[Work, float] = field(default_factory=lambda: {"advance": 0.0, "tape": 0.0, "reverse": 0.0})
+    steps: dict[Work, int] = field(default_factory=lambda: dict.fromkeys(get_args(Work), 0))
+    seconds: dict[Work, float] = field(default_factory=lambda: dict.fromkeys(get_args(Work), 0.0))
+    ys_bytes: int = 0
+    xs_bytes: int = 0
     complete: bool = False
 
     @property

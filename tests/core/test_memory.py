@@ -4,6 +4,8 @@ import copy
 import gc
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -384,6 +386,58 @@ def test_hooks_of_distributed_data_parallel_fire(tmp_path, setting):
     finally:
         torch.distributed.destroy_process_group()
     assert all(g.any() and torch.equal(g, want) for g, want in zip(together, alone, strict=True))
+
+
+RANK = """
+import sys
+import torch
+from torch import nn
+import gradpath as gp
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = nn.GRUCell(3, 5)
+
+    def forward(self, xs, memory):
+        def step(h, x):
+            h = self.cell(x, h)
+            return h, h
+        return gp.scan(step, torch.zeros(xs.shape[1], 5), xs, memory=memory)[1]
+
+def gradients(model, xs, memory):
+    model.zero_grad()
+    model(xs, memory).square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+xs = torch.randn(30, 8, 3, generator=torch.Generator().manual_seed(1))
+alone = gradients(Whole(), xs, "all")
+torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+model = nn.parallel.DistributedDataParallel(Whole())
+for memory in ("all", 4, "20kB"):
+    mine = gradients(model, xs[:, 4 * rank : 4 * rank + 4], memory)
+    everyones = [torch.empty_like(mine) for _ in range(2)]
+    torch.distributed.all_gather(everyones, mine)
+    assert torch.equal(*everyones), memory
+    assert torch.allclose(mine, alone, rtol=1e-4, atol=1e-6) and mine.any(), memory
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_share_their_gradients(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, str(tmp_path / "rank.py")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), f"file://{tmp_path}/meeting"], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors
 
 
 @pytest.mark.parametrize("setting", ["1GB", "150kB"])
