@@ -258,7 +258,8 @@ def _projection(leaves: list[Any]) -> Tensor:
         values = block.to(device)
         if values.dtype not in (torch.float32, torch.float64):
             values = values.double()
-        vector = _random_vector(device, values.dtype)[: len(values)]
+        size = 1 << max(len(values) - 1, 0).bit_length()
+        vector = _random_vector(device, values.dtype, size)[: len(values)]
         # The blocks share one vector; their weights differ, so that blocks that change places are noticed.
         products.append((1.0 + 0.5 * math.sin(i)) * torch.dot(values, vector).double())
         norms.append(torch.linalg.vector_norm(values, dtype=torch.float64))
@@ -272,10 +273,10 @@ def _tolerance(leaves: list[Any]) -> float:
     return max(torch.finfo(dtype).eps for dtype in types) ** 0.5
 
 
-@functools.lru_cache(maxsize=16)
-def _random_vector(device: torch.device, dtype: torch.dtype) -> Tensor:
+@functools.lru_cache(maxsize=64)
+def _random_vector(device: torch.device, dtype: torch.dtype, size: int) -> Tensor:
     generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(_BLOCK, dtype=dtype, device=device, generator=generator)
+    return torch.randn(size, dtype=dtype, device=device, generator=generator)
 
 
 def _changed(step: int) -> ContractError:
