@@ -4,9 +4,10 @@ python benchmarks/bench_checkpoint.py [--steps 100] [--size 128] [--problems flu
 
 Each way of torch.utils.checkpoint is followed by `scan` with the memory that it took as its budget. Time is that of
 the processor, of all threads, which other programs disturb less than the clock does; "x peer" is the ratio to the
-row above. At the size of Warp's own example, which stands beside it then, in about an hour:
+row above. At the size of Warp's own example, which stands beside it then, in about an hour; leave out --peers for all:
 
-python benchmarks/bench_checkpoint.py --problems fluid --steps 1000 --size 512 --budgets 160MiB 1GB --repeats 0
+python benchmarks/bench_checkpoint.py --problems fluid --steps 1000 --size 512 \\
+    --peers "sqrt(T)" --budgets 160MiB --repeats 0
 
 Writes OUT.json and OUT.svg.
 """
@@ -110,6 +111,9 @@ def nested(problem: Problem) -> Any:
     return carry
 
 
+PEERS: dict[str, Run] = {"per step": per_step, "sqrt(T)": nested}
+
+
 def scanned(memory: gp.Memory) -> Run:
     """The time loop of gradpath."""
     return lambda problem: gp.scan(problem.step, problem.start, length=problem.steps, memory=memory)[0]
@@ -201,13 +205,14 @@ def rows_of(problem: Problem, options: argparse.Namespace) -> list[dict[str, Any
         add("scan all", took, memory, again)
     else:
         print(f"one graph would take {once.peak / 1e9:.1f} GB; its time is that of {steps} steps, scaled")
-    for name, run in {"checkpoint per step": per_step, "checkpoint sqrt(T)": nested}.items():
+    for name in options.peers:
+        run = PEERS[name]
         peer = counted(problem, run)
         memory = gp.Memory(f"{peer.peak}B")
         took = within_budget(problem, memory)
         runs = {"peer": (run, peer)} | ({} if took is None else {"scan": (scanned(memory), took)})
         timed(problem, runs, options.repeats)
-        add(name, peer)
+        add(f"checkpoint {name}", peer)
         if took is not None:
             add("scan, same memory", took, memory, peer)
     if problem.name == "fluid 512x512":

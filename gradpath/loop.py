@@ -33,6 +33,7 @@ class Loop:
 
     Attributes:
         length: Time steps T; with a condition, at most so many before the forward pass and the true number after it.
+        begins: Whether the condition was asked about the first step already, and let it run.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Loop:
     ):
         self.length = self.most = length
         self.condition = condition
+        self.begins = False
         self.schedule: Schedule | None = None
         self.recomputes = False
         self.store: Store | None = None
@@ -115,7 +117,7 @@ class Loop:
         """
         if step == self.most:
             return False
-        if self.condition is None:
+        if self.condition is None or (step == 0 and self.begins):
             return True
         with torch.no_grad():
             answer = self.condition(tree.unflatten(map(tree.detach, carry), self.carry.spec))
@@ -124,6 +126,7 @@ class Loop:
                 f"the condition gave {capture.describe(answer)} before step {step}; all worlds go on together, so "
                 "give one truth value: .any() goes on while one of them does, .all() while all do"
             )
+        self.begins = self.begins or bool(answer)
         return bool(answer)
 
     def run(self) -> list[Any]:

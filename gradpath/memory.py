@@ -153,6 +153,8 @@ class Memory(Configured):
                 "and host=, or give length= without a condition"
             )
         if self.limit is not None:
+            if not loop.goes_on(0, loop.carry.leaves):
+                return 1
             self._online_cost = self.cost(loop)
             return budget.choose_slots(self.limit, self._online_cost)
         return self.setting if isinstance(self.setting, int) else None

@@ -114,6 +114,8 @@ def test_a_step_that_is_measured_is_not_run_beyond_the_end():
     h = torch.ones(3, requires_grad=True)
     scan(step, h, condition=lambda h: h.sum() > 2, memory="1MB")
     assert len(calls) == 2, "one to measure, one to run"
+    last, _ = scan(step, h, condition=lambda h: h.sum() > 5, memory="1MB")
+    assert len(calls) == 2 and torch.equal(last, h)
 
 
 def test_what_cannot_work_is_refused():
