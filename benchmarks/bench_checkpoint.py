@@ -307,6 +307,7 @@ def main() -> None:
     parser.add_argument(
         "--budgets", nargs="+", default=["0.5", "0.2", "0.1", "0.05"], help="sizes, or shares of one graph"
     )
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument(
         "--largest", default="4GB", help="memory that one graph may take to be measured whole"
     )
