@@ -70,7 +70,7 @@ def main() -> None:
         optimizer.zero_grad()
         costs.mean().backward()
         optimizer.step()
-        return float(costs.mean())
+        return float(costs.detach().mean())
 
     iterate(3, gp.Memory("all"), "warm-up")
     before = resident()
