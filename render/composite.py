@@ -15,7 +15,7 @@ from gradpath.render import layers
 
 @functools.cache
 def make(scalar):
-    """Kernels `composite` and `uncomposite` for one scalar type."""
+    """Kernels `composite` and `weigh` for one scalar type, and their adjoints `uncomposite` and `unweigh`."""
     shared = layers.make(scalar)
     vec3, vec4, nothing = shared.vec3, shared.vec4, shared.nothing
     pixel_ray, spread_hit = shared.pixel_ray, shared.spread_hit
@@ -88,7 +88,7 @@ def make(scalar):
         world, y, x = wp.tid()
         b = first + world
         z = depths[b, y, x]
-        cover, _ = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
+        cover, _slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
         value = log_depths(z, sums[b, y, x])
         clear, last = behind(z, limits[1])
         through = scalar(1.0)
@@ -163,4 +163,65 @@ def make(scalar):
         if hit[2] >= 0 and t4 > zero:
             spread_hit(b, faces[hit[2]], ray, camera, g_log * t4 / z[2], points, g_points, g_cameras)
 
-    return SimpleNamespace(composite=_composite_layers, uncomposite=_uncomposite_layers)
+    @wp.kernel(module=module, enable_backward=False)
+    def _weigh_layers(
+        first: int,
+        # In:
+        limits: vec3,  # near, far, radius
+        depths: wp.array3d(dtype=vec3),  # B H W
+        distances: wp.array3d(dtype=vec4),  # B H W
+        sums: wp.array3d(dtype=vec4),  # B H W
+        # Out:
+        weights: wp.array4d(
+            dtype=scalar
+        ),  # B H W 6: fringe 0, layer 0, fringe 1, layer 1, layer 2, background
+    ):
+        world, y, x = wp.tid()
+        b = first + world
+        z = depths[b, y, x]
+        cover, _slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
+        clear, _last = behind(z, limits[1])
+        through = scalar(1.0)
+        for k in range(4):
+            weights[b, y, x, k] = through * cover[k]
+            through *= one - cover[k]
+        weights[b, y, x, 4] = through * (one - clear)
+        weights[b, y, x, 5] = through * clear
+
+    @wp.kernel(module=module, enable_backward=False)
+    def _unweigh_layers(
+        first: int,
+        # In:
+        limits: vec3,
+        depths: wp.array3d(dtype=vec3),  # B H W
+        distances: wp.array3d(dtype=vec4),  # B H W
+        sums: wp.array3d(dtype=vec4),  # B H W
+        g_weights: wp.array4d(dtype=scalar),  # B H W 6
+        # Out:
+        g_distances: wp.array3d(dtype=vec4),  # B H W: as distances
+    ):
+        world, y, x = wp.tid()
+        b = first + world
+        z = depths[b, y, x]
+        cover, slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
+        clear, _last = behind(z, limits[1])
+        # Back to front: what lies behind an element is worth `rest` per transmittance.
+        rest = clear * g_weights[b, y, x, 5] + (one - clear) * g_weights[b, y, x, 4]
+        gain = vec4(zero, zero, zero, zero)
+        for j in range(4):
+            k = 3 - j
+            gain[k] = g_weights[b, y, x, k] - rest
+            rest += cover[k] * gain[k]
+        t1 = one - cover[0]
+        t2 = t1 * (one - cover[1])
+        t3 = t2 * (one - cover[2])
+        g_distances[b, y, x] = vec4(
+            gain[1] * t1 * slope[1], gain[3] * t3 * slope[3], gain[0] * slope[0], gain[2] * t2 * slope[2]
+        )
+
+    return SimpleNamespace(
+        composite=_composite_layers,
+        uncomposite=_uncomposite_layers,
+        weigh=_weigh_layers,
+        unweigh=_unweigh_layers,
+    )

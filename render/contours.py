@@ -27,11 +27,14 @@ def make(scalar):
     """Kernel `gather` for one scalar type, and the functions that its adjoint shares with it."""
     shared = layers.make(scalar)
     vec2, vec3, vec4 = shared.vec2, shared.vec3, shared.vec4
-    project, pixel_span, tile_bounds = shared.project, shared.pixel_span, shared.tile_bounds
+    project, unproject = shared.project, shared.unproject
+    pixel_span, tile_bounds = shared.pixel_span, shared.tile_bounds
     module = wp.get_module(f"gradpath.render.contours_{scalar.__name__}")
     one = wp.constant(scalar(1.0))
     zero = wp.constant(scalar(0.0))
     half = wp.constant(scalar(0.5))
+    # At a corner two contours are equally near; the first keeps the pixel, whatever the rounding.
+    nearer = wp.constant(scalar(1.0 - (1.0e-5 if scalar is wp.float32 else 1.0e-10)))
 
     @wp.struct
     class Contour:
@@ -283,14 +286,62 @@ def make(scalar):
                                     slot += 2
                             if slot >= 0:
                                 d = distances[b, y, x]
-                                if contact.distance < d[slot]:
+                                n = nearest[b, y, x]
+                                if contact.distance < d[slot] * nearer or n[slot] < 0:
                                     d[slot] = contact.distance
                                     distances[b, y, x] = d
-                                    n = nearest[b, y, x]
                                     n[slot] = e
                                     nearest[b, y, x] = n
 
+    @wp.func
+    def spread_contour(
+        b: int,
+        edge: wp.vec4i,
+        contour: Contour,
+        g_start: vec2,
+        g_finish: vec2,
+        g_inverse: vec2,
+        g_cut: vec2,
+        points: wp.array2d(dtype=vec3),
+        camera: vec4,
+        g_points: wp.array2d(dtype=vec3),
+        g_cameras: wp.array(dtype=vec4),
+    ):
+        """Add the gradients of the ends in pixels, of inverse depths and of cuts to the vertices and the intrinsics."""
+        g_a = unproject(contour.a, g_start, g_inverse[0], camera)
+        g_b = unproject(contour.b, g_finish, g_inverse[1], camera)
+        ra = contour.a * contour.inverse_a
+        rb = contour.b * contour.inverse_b
+        wp.atomic_add(
+            g_cameras,
+            b,
+            vec4(
+                g_start[0] * ra[0] + g_finish[0] * rb[0],
+                g_start[1] * ra[1] + g_finish[1] * rb[1],
+                g_start[0] + g_finish[0],
+                g_start[1] + g_finish[1],
+            ),
+        )
+        p = points[b, edge[0]]
+        q = points[b, edge[1]]
+        # A clipped end is p + (q - p) cut with cut = (near - p.z) / (q.z - p.z): its depth stays at the near plane.
+        rise = q[2] - p[2]
+        along = (q - p) / rise
+        if contour.cut_a > zero:
+            sliding = wp.dot(g_a, along) + g_cut[0] / rise
+            kept = one - contour.cut_a
+            g_b += g_a * contour.cut_a - vec3(zero, zero, sliding * contour.cut_a)
+            g_a = g_a * kept - vec3(zero, zero, sliding * kept)
+        if contour.cut_b > zero:
+            sliding = wp.dot(g_b, along) - g_cut[1] / rise
+            kept = one - contour.cut_b
+            g_a += g_b * contour.cut_b - vec3(zero, zero, sliding * contour.cut_b)
+            g_b = g_b * kept - vec3(zero, zero, sliding * kept)
+        wp.atomic_add(g_points, b, edge[0], g_a)
+        wp.atomic_add(g_points, b, edge[1], g_b)
+
     return SimpleNamespace(
+        spread_contour=spread_contour,
         find_contour=find_contour,
         row_span=row_span,
         touch=touch,

@@ -33,6 +33,14 @@ def make(scalar):
         return vec2(camera[0] * p[0] / p[2] + camera[2], camera[1] * p[1] / p[2] + camera[3])
 
     @wp.func
+    def unproject(p: vec3, g: vec2, g_inverse: scalar, camera: vec4):
+        """Gradient of a point's camera coordinates from that of its pixel coordinates and inverse depth."""
+        i = one / p[2]
+        gx = g[0] * camera[0] * i
+        gy = g[1] * camera[1] * i
+        return vec3(gx, gy, -(gx * p[0] + gy * p[1] + g_inverse * i) * i)
+
+    @wp.func
     def pixel_ray(x: int, y: int, camera: vec4):
         return vec3(
             (scalar(x) + half - camera[2]) / camera[0], (scalar(y) + half - camera[3]) / camera[1], one
@@ -194,6 +202,7 @@ def make(scalar):
         vec4=vec4,
         nothing=nothing,
         project=project,
+        unproject=unproject,
         pixel_ray=pixel_ray,
         pixel_span=pixel_span,
         tile_bounds=tile_bounds,

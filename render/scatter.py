@@ -17,21 +17,14 @@ from gradpath.render import contours, layers
 def make(scalar):
     """Kernel `scatter` for one scalar type."""
     shared, found = layers.make(scalar), contours.make(scalar)
-    vec2, vec3, vec4, pixel_span = shared.vec2, shared.vec3, shared.vec4, shared.pixel_span
+    vec2, vec3, vec4 = shared.vec2, shared.vec3, shared.vec4
+    pixel_span, spread_contour = shared.pixel_span, found.spread_contour
     find_contour, row_span, touch = found.find_contour, found.row_span, found.touch
     component, fringe_slot, nearness = found.component, found.fringe_slot, found.nearness
     module = wp.get_module(f"gradpath.render.scatter_{scalar.__name__}")
     one = wp.constant(scalar(1.0))
     zero = wp.constant(scalar(0.0))
     half = wp.constant(scalar(0.5))
-
-    @wp.func
-    def unproject(p: vec3, g: vec2, g_inverse: scalar, camera: vec4):
-        """Gradient of a point's camera coordinates from that of its pixel coordinates and inverse depth."""
-        i = one / p[2]
-        gx = g[0] * camera[0] * i
-        gy = g[1] * camera[1] * i
-        return vec3(gx, gy, -(gx * p[0] + gy * p[1] + g_inverse * i) * i)
 
     @wp.kernel(module=module, enable_backward=False)
     def _scatter_contours(
@@ -119,35 +112,18 @@ def make(scalar):
                         turn = w - contour.along * (scalar(2.0) * t)
                         g_start -= (turn + contour.along) * g_t
                         g_finish += turn * g_t
-        g_a = unproject(contour.a, g_start, g_inverse_a, camera)
-        g_b = unproject(contour.b, g_finish, g_inverse_b, camera)
-        ra = contour.a * contour.inverse_a
-        rb = contour.b * contour.inverse_b
-        wp.atomic_add(
-            g_cameras,
+        spread_contour(
             b,
-            vec4(
-                g_start[0] * ra[0] + g_finish[0] * rb[0],
-                g_start[1] * ra[1] + g_finish[1] * rb[1],
-                g_start[0] + g_finish[0],
-                g_start[1] + g_finish[1],
-            ),
+            edges[e],
+            contour,
+            g_start,
+            g_finish,
+            vec2(g_inverse_a, g_inverse_b),
+            vec2(zero, zero),
+            points,
+            camera,
+            g_points,
+            g_cameras,
         )
-        p = points[b, edges[e][0]]
-        q = points[b, edges[e][1]]
-        # A clipped end is p + (q - p) cut with cut = (near - p.z) / (q.z - p.z): its depth stays at the near plane.
-        along = (q - p) / (q[2] - p[2])
-        if contour.cut_a > zero:
-            sliding = wp.dot(g_a, along)
-            kept = one - contour.cut_a
-            g_b += g_a * contour.cut_a - vec3(zero, zero, sliding * contour.cut_a)
-            g_a = g_a * kept - vec3(zero, zero, sliding * kept)
-        if contour.cut_b > zero:
-            sliding = wp.dot(g_b, along)
-            kept = one - contour.cut_b
-            g_a += g_b * contour.cut_b - vec3(zero, zero, sliding * contour.cut_b)
-            g_b = g_b * kept - vec3(zero, zero, sliding * kept)
-        wp.atomic_add(g_points, b, edges[e][0], g_a)
-        wp.atomic_add(g_points, b, edges[e][1], g_b)
 
     return SimpleNamespace(scatter=_scatter_contours)

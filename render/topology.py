@@ -23,12 +23,15 @@ class Topology:
         edges: For each edge its ends a and b and the vertices opposite to it in its two faces, shape (E, 4).
             The first face traverses the edge from a to b; the last entry is -1 at a boundary.
         edge_info: As `face_info`, for edges, shape (E, 2).
+        edge_corners: Where the faces beside an edge hold its ends, as indices into the flattened `faces`: a and b in
+            the first face, a and b in the second (or the first again, at a boundary), shape (E, 4).
     """
 
     faces: Tensor
     face_info: Tensor
     edges: Tensor
     edge_info: Tensor
+    edge_corners: Tensor
 
     @staticmethod
     def of(faces: Tensor) -> "Topology":
@@ -55,7 +58,7 @@ class Topology:
 
     def to(self, device: torch.device | str) -> "Topology":
         """The same topology on another device."""
-        tensors = (self.faces, self.face_info, self.edges, self.edge_info)
+        tensors = (self.faces, self.face_info, self.edges, self.edge_info, self.edge_corners)
         return Topology(*(t.to(device) for t in tensors))
 
     @cached_property
@@ -77,5 +80,10 @@ def _build(faces: np.ndarray) -> Topology:
     is_open = np.zeros(component.max() + 1, dtype=np.int32)
     is_open[component[beside[edges[:, 3] < 0, 0]]] = 1
     face_info = np.stack([component, is_open[component]], axis=1)
-    arrays = (faces, face_info, edges, face_info[beside[:, 0]])
+    corners = [
+        3 * face + np.argmax(faces[face] == edges[:, end, None], axis=1)
+        for face in (beside[:, 0], np.where(beside[:, 1] < 0, beside[:, 0], beside[:, 1]))
+        for end in (0, 1)
+    ]
+    arrays = (faces, face_info, edges, face_info[beside[:, 0]], np.stack(corners, axis=1))
     return Topology(*(torch.from_numpy(np.array(a, dtype=np.int32)) for a in arrays))

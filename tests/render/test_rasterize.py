@@ -1,45 +1,21 @@
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from render_scenes import K, at, clutter, joined
 
 import gradpath as gp
 from gradpath import kernels
 from gradpath.errors import InputError, ShapeError
 from gradpath.examples.flight_worlds import asset_meshes
 from gradpath.meshes import TriangleMesh
+from gradpath.render import image as image_module
 from gradpath.render import pinhole, rasterize
 from gradpath.render.topology import Topology
 
 FAR = 20.0
-
-
-def joined(*parts: trimesh.Trimesh) -> tuple[torch.Tensor, torch.Tensor]:
-    mesh = trimesh.util.concatenate(parts)
-    return torch.tensor(mesh.vertices)[None], torch.tensor(np.array(mesh.faces), dtype=torch.int32)
-
-
-def at(mesh: trimesh.Trimesh, position, angle=0.0, axis=(1.0, 2.0, 0.3)) -> trimesh.Trimesh:
-    mesh.apply_transform(trimesh.transformations.rotation_matrix(angle, axis))
-    mesh.apply_translation(position)
-    return mesh
-
-
-def clutter() -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlapping solids at several depths, among them one that passes beside and through the camera plane."""
-    return joined(
-        at(trimesh.creation.box((1, 1, 1)), (-0.4, 0.1, 4.0), 0.7),
-        at(trimesh.creation.icosphere(2, radius=0.8), (0.5, 0.2, 5.0)),
-        at(trimesh.creation.cylinder(0.3, 3, sections=16), (0.1, 0.1, 3.0), 1.4, (1.0, 0.2, 0.3)),
-        at(trimesh.creation.torus(0.9, 0.3, 16, 12), (-1.5, -0.4, 6.0), 1.0, (1.0, 0.2, 0.3)),
-        at(trimesh.creation.box((2, 1, 6)), (0.0, 2.0, 2.5)),
-    )
-
-
-K = pinhole(64, 48, math.radians(77))
 
 
 def render(points, faces, K=K, height=48, width=64, **options):
@@ -446,9 +422,7 @@ def test_blocks_of_pixels_draw_the_same_image(monkeypatch):
         return image["depth"].detach(), x.grad
 
     whole = run()
-    monkeypatch.setattr(
-        sys.modules["gradpath.render.rasterize"], "tile_shape", lambda device, width, height: (8, 8)
-    )
+    monkeypatch.setattr(image_module, "tile_shape", lambda device, width, height: (8, 8))
     blocks = run()
     assert torch.equal(whole[0], blocks[0])
     assert torch.equal(whole[1], blocks[1])

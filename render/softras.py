@@ -1,0 +1,325 @@
+"""Kernels for the `softras` silhouette rule: every face covers every pixel by a sigmoid of its squared distance.
+
+With d the squared distance in pixels from a pixel to a triangle, negative inside, the face covers the pixel with the
+probability p = sigmoid(-d / sigma); alpha is one minus the product of all 1 - p, and depth the mean with weights
+p exp(z / gamma), z being the normalized inverse depth, against a background of its own weight.
+
+Nothing is sorted and nothing is kept per pixel and face: backward, every face looks at its pixels again.
+"""
+# mypy: ignore-errors
+# Kernels are written in Warp's language: their annotations are values, not Python types.
+
+import functools
+from types import SimpleNamespace
+
+import warp as wp
+
+from gradpath.render import layers
+
+
+@functools.cache
+def make(scalar):
+    """Kernels `gather_faces` and `scatter_faces` for one scalar type."""
+    shared = layers.make(scalar)
+    vec2, vec3, vec4, project, pixel_ray = (
+        shared.vec2,
+        shared.vec3,
+        shared.vec4,
+        shared.project,
+        shared.pixel_ray,
+    )
+    pixel_span, tile_bounds, unproject = shared.pixel_span, shared.tile_bounds, shared.unproject
+    module = wp.get_module(f"gradpath.render.softras_{scalar.__name__}")
+    one = wp.constant(scalar(1.0))
+    zero = wp.constant(scalar(0.0))
+    half = wp.constant(scalar(0.5))
+
+    @wp.struct
+    class Triangle:
+        """A face in the camera frame and in pixels."""
+
+        turn: scalar  # sign of its area in the image; 0: not drawn
+        p0: vec3
+        p1: vec3
+        p2: vec3
+        a: vec2
+        b: vec2
+        c: vec2
+
+    @wp.struct
+    class Touch:
+        """The point of a triangle's outline that is closest to a pixel."""
+
+        square: scalar  # squared distance [pixels^2], negative inside
+        edge: int  # 0: a b, 1: b c, 2: c a
+        t: scalar  # where on that edge
+        away: vec2  # from the point to the pixel
+
+    @wp.func
+    def turn_of(u: vec2, v: vec2):
+        return u[0] * v[1] - u[1] * v[0]
+
+    @wp.func
+    def find_triangle(b: int, face: wp.vec3i, points: wp.array2d(dtype=vec3), camera: vec4, near: scalar):
+        triangle = Triangle()
+        triangle.turn = zero
+        triangle.p0 = points[b, face[0]]
+        triangle.p1 = points[b, face[1]]
+        triangle.p2 = points[b, face[2]]
+        if wp.min(triangle.p0[2], wp.min(triangle.p1[2], triangle.p2[2])) <= near:
+            return triangle
+        triangle.a = project(triangle.p0, camera)
+        triangle.b = project(triangle.p1, camera)
+        triangle.c = project(triangle.p2, camera)
+        area = turn_of(triangle.b - triangle.a, triangle.c - triangle.a)
+        volume = wp.dot(triangle.p0, wp.cross(triangle.p1, triangle.p2))
+        if area != zero and volume != zero:
+            triangle.turn = wp.sign(area)
+        return triangle
+
+    @wp.func
+    def bounds(triangle: Triangle, reach: scalar, tile: wp.vec4i):
+        """First and last column and row of the pixels of a tile that are within `reach` of the bounding box."""
+        a = triangle.a
+        b = triangle.b
+        c = triangle.c
+        x0, x1 = pixel_span(
+            wp.min(a[0], wp.min(b[0], c[0])), wp.max(a[0], wp.max(b[0], c[0])), reach, tile[0], tile[2]
+        )
+        y0, y1 = pixel_span(
+            wp.min(a[1], wp.min(b[1], c[1])), wp.max(a[1], wp.max(b[1], c[1])), reach, tile[1], tile[3]
+        )
+        return wp.vec4i(x0, y0, x1, y1)
+
+    @wp.func
+    def closest_on(start: vec2, end: vec2, pixel: vec2):
+        """Where the closest point of a segment lies, and the way from it to the pixel."""
+        along = end - start
+        length2 = wp.dot(along, along)
+        t = zero
+        if length2 > zero:
+            t = wp.clamp(wp.dot(pixel - start, along) / length2, zero, one)
+        return t, pixel - start - along * t
+
+    @wp.func
+    def touch(triangle: Triangle, pixel: vec2):
+        out = Touch()
+        a = triangle.a
+        b = triangle.b
+        c = triangle.c
+        t0, away0 = closest_on(a, b, pixel)
+        t1, away1 = closest_on(b, c, pixel)
+        t2, away2 = closest_on(c, a, pixel)
+        out.edge = 0
+        out.t = t0
+        out.away = away0
+        d = wp.dot(away0, away0)
+        if wp.dot(away1, away1) < d:
+            out.edge = 1
+            out.t = t1
+            out.away = away1
+            d = wp.dot(away1, away1)
+        if wp.dot(away2, away2) < d:
+            out.edge = 2
+            out.t = t2
+            out.away = away2
+            d = wp.dot(away2, away2)
+        out.square = d
+        s = triangle.turn
+        inside = (
+            turn_of(b - a, pixel - a) * s > zero
+            and turn_of(c - b, pixel - b) * s > zero
+            and turn_of(a - c, pixel - c) * s > zero
+        )
+        if inside:
+            out.square = -d
+        return out
+
+    @wp.func
+    def probability(square: scalar, sigma: scalar):
+        """Probability that a face covers the pixel, and that it does not."""
+        return one / (one + wp.exp(square / sigma)), one / (one + wp.exp(-square / sigma))
+
+    @wp.func
+    def barycentrics(triangle: Triangle, ray: vec3):
+        """Perspective-correct coordinates of the ray in the triangle's plane, and the sum they were divided by."""
+        beta = vec3(
+            wp.dot(wp.cross(triangle.p1, triangle.p2), ray),
+            wp.dot(wp.cross(triangle.p2, triangle.p0), ray),
+            wp.dot(wp.cross(triangle.p0, triangle.p1), ray),
+        )
+        total = beta[0] + beta[1] + beta[2]
+        if total == zero:
+            return vec3(zero, zero, zero), one
+        return beta / total, total
+
+    @wp.func
+    def clip(coordinates: vec3):
+        """Coordinates of a point of the triangle: those below 0 or above 1 are cut off, the rest is scaled to 1."""
+        kept = vec3(
+            wp.clamp(coordinates[0], zero, one),
+            wp.clamp(coordinates[1], zero, one),
+            wp.clamp(coordinates[2], zero, one),
+        )
+        total = wp.max(kept[0] + kept[1] + kept[2], scalar(1.0e-5))
+        return kept / total, total
+
+    @wp.kernel(module=module, enable_backward=False)
+    def _gather_faces(
+        first: int,
+        # Model:
+        faces: wp.array(dtype=wp.vec3i),  # F
+        # In:
+        points: wp.array2d(dtype=vec3),  # B V, camera frame
+        cameras: wp.array(dtype=vec4),  # B: fx, fy, cx, cy
+        limits: vec3,  # near, far, reach [pixels]
+        rule: vec2,  # sigma [pixels^2], gamma; gamma 0: no depth
+        tile: wp.vec2i,
+        # Out:
+        clear: wp.array3d(dtype=scalar),  # B H W: probability that no face covers the pixel
+        mix: wp.array3d(dtype=vec3),  # B H W: largest inverse depth, sum of weights, weighted sum of depths
+        nearest: wp.array3d(dtype=wp.int32),  # B H W: the face of that inverse depth, -1 for none
+    ):
+        world, block = wp.tid()
+        b = first + world
+        left, top, right, bottom = tile_bounds(block, tile, clear.shape[1], clear.shape[2])
+        for y in range(top, bottom):
+            for x in range(left, right):
+                clear[b, y, x] = one
+                mix[b, y, x] = vec3(scalar(1.0e-10), zero, zero)
+                nearest[b, y, x] = -1
+        camera = cameras[b]
+        reach = limits[2]
+        for f in range(faces.shape[0]):
+            triangle = find_triangle(b, faces[f], points, camera, limits[0])
+            if triangle.turn != zero:
+                box = bounds(triangle, reach, wp.vec4i(left, top, right, bottom))
+                for y in range(box[1], box[3] + 1):
+                    for x in range(box[0], box[2] + 1):
+                        at = touch(triangle, vec2(scalar(x) + half, scalar(y) + half))
+                        if at.square < reach * reach:
+                            p, q = probability(at.square, rule[0])
+                            clear[b, y, x] = clear[b, y, x] * q
+                            if rule[1] > zero:
+                                inner, _total = barycentrics(triangle, pixel_ray(x, y, camera))
+                                share, _kept = clip(inner)
+                                z = wp.dot(share, vec3(triangle.p0[2], triangle.p1[2], triangle.p2[2]))
+                                inverse = (limits[1] - z) / (limits[1] - limits[0])
+                                sums = mix[b, y, x]
+                                if inverse > sums[0]:
+                                    shrink = wp.exp((sums[0] - inverse) / rule[1])
+                                    sums = vec3(inverse, sums[1] * shrink, sums[2] * shrink)
+                                    nearest[b, y, x] = f
+                                w = p * wp.exp((inverse - sums[0]) / rule[1])
+                                mix[b, y, x] = vec3(sums[0], sums[1] + w, sums[2] + w * z)
+
+    @wp.kernel(module=module, enable_backward=False)
+    def _scatter_faces(
+        first: int,
+        # Model:
+        faces: wp.array(dtype=wp.vec3i),  # F
+        # In:
+        points: wp.array2d(dtype=vec3),  # B V
+        cameras: wp.array(dtype=vec4),  # B
+        limits: vec3,
+        rule: vec2,
+        mix: wp.array3d(dtype=vec3),  # B H W
+        nearest: wp.array3d(dtype=wp.int32),  # B H W
+        seeds: wp.array3d(
+            dtype=vec4
+        ),  # B H W: gradient of log clear, of depth per weight; depth; of largest inverse
+        # Out:
+        g_points: wp.array2d(dtype=vec3),  # B V
+        g_cameras: wp.array(dtype=vec4),  # B
+    ):
+        world, f = wp.tid()
+        b = first + world
+        camera = cameras[b]
+        face = faces[f]
+        triangle = find_triangle(b, face, points, camera, limits[0])
+        if triangle.turn == zero:
+            return
+        reach = limits[2]
+        box = bounds(triangle, reach, wp.vec4i(0, 0, mix.shape[2], mix.shape[1]))
+        heights = vec3(triangle.p0[2], triangle.p1[2], triangle.p2[2])
+        m0 = wp.cross(triangle.p1, triangle.p2)
+        m1 = wp.cross(triangle.p2, triangle.p0)
+        m2 = wp.cross(triangle.p0, triangle.p1)
+        volume = wp.dot(triangle.p0, m0)
+        g_a = vec2(zero, zero)
+        g_b = vec2(zero, zero)
+        g_c = vec2(zero, zero)
+        g_heights = vec3(zero, zero, zero)
+        g_p0 = vec3(zero, zero, zero)
+        g_p1 = vec3(zero, zero, zero)
+        g_p2 = vec3(zero, zero, zero)
+        g_camera = vec4(zero, zero, zero, zero)
+        for y in range(box[1], box[3] + 1):
+            for x in range(box[0], box[2] + 1):
+                at = touch(triangle, vec2(scalar(x) + half, scalar(y) + half))
+                if at.square < reach * reach:
+                    p, q = probability(at.square, rule[0])
+                    seed = seeds[b, y, x]
+                    g_square = seed[0] * p / rule[0]
+                    if rule[1] > zero:
+                        ray = pixel_ray(x, y, camera)
+                        inner, total = barycentrics(triangle, ray)
+                        share, kept = clip(inner)
+                        z = wp.dot(share, heights)
+                        inverse = (limits[1] - z) / (limits[1] - limits[0])
+                        w = p * wp.exp((inverse - mix[b, y, x][0]) / rule[1])
+                        g_w = seed[1] * (z - seed[2])
+                        g_square -= g_w * w * q / rule[0]
+                        g_inverse = g_w * w / rule[1]
+                        if nearest[b, y, x] == f:
+                            g_inverse += seed[3]
+                        g_z = seed[1] * w - g_inverse / (limits[1] - limits[0])
+                        g_heights += share * g_z
+                        # Back through the clipping, and through coordinates = inverse([p0 p1 p2]) ray, scaled to 1.
+                        g_kept = (heights - vec3(z, z, z)) * (g_z / kept)
+                        g_inner = vec3(zero, zero, zero)
+                        for k in range(3):
+                            if inner[k] > zero and inner[k] < one:
+                                g_inner[k] = g_kept[k]
+                        mean = wp.dot(g_inner, inner)
+                        turned = (
+                            m0 * (g_inner[0] - mean) + m1 * (g_inner[1] - mean) + m2 * (g_inner[2] - mean)
+                        ) / total
+                        g_p0 -= turned * (inner[0] * total / volume)
+                        g_p1 -= turned * (inner[1] * total / volume)
+                        g_p2 -= turned * (inner[2] * total / volume)
+                        gx = -turned[0] / camera[0]
+                        gy = -turned[1] / camera[1]
+                        g_camera += vec4(gx * ray[0], gy * ray[1], gx, gy)
+                    pull = at.away * (scalar(-2.0) * g_square)
+                    if at.square < zero:
+                        pull = -pull
+                    start = pull * (one - at.t)
+                    end = pull * at.t
+                    if at.edge == 0:
+                        g_a += start
+                        g_b += end
+                    elif at.edge == 1:
+                        g_b += start
+                        g_c += end
+                    else:
+                        g_c += start
+                        g_a += end
+        g_p0 += unproject(triangle.p0, g_a, zero, camera) + vec3(zero, zero, g_heights[0])
+        g_p1 += unproject(triangle.p1, g_b, zero, camera) + vec3(zero, zero, g_heights[1])
+        g_p2 += unproject(triangle.p2, g_c, zero, camera) + vec3(zero, zero, g_heights[2])
+        r0 = triangle.p0 / triangle.p0[2]
+        r1 = triangle.p1 / triangle.p1[2]
+        r2 = triangle.p2 / triangle.p2[2]
+        g_camera += vec4(
+            g_a[0] * r0[0] + g_b[0] * r1[0] + g_c[0] * r2[0],
+            g_a[1] * r0[1] + g_b[1] * r1[1] + g_c[1] * r2[1],
+            g_a[0] + g_b[0] + g_c[0],
+            g_a[1] + g_b[1] + g_c[1],
+        )
+        wp.atomic_add(g_cameras, b, g_camera)
+        wp.atomic_add(g_points, b, face[0], g_p0)
+        wp.atomic_add(g_points, b, face[1], g_p1)
+        wp.atomic_add(g_points, b, face[2], g_p2)
+
+    return SimpleNamespace(vec2=vec2, gather=_gather_faces, scatter=_scatter_faces)
