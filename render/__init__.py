@@ -6,23 +6,36 @@ if __name__ != "gradpath.render":
 from gradpath.render import operations  # noqa: F401 - registers the kernels
 from gradpath.render.attributes import Attribute, face_normals, vertex_normals
 from gradpath.render.camera import LOOKING_AHEAD, DepthCamera, pinhole
+from gradpath.render.lights import AmbientLight, DirectionalLight, PointLight, illuminate
+from gradpath.render.models import Model
 from gradpath.render.pieces import Fragments
 from gradpath.render.rasterize import fragments, rasterize
 from gradpath.render.scene import Scene
+from gradpath.render.shading import Look, picture, sky
 from gradpath.render.softras_image import SoftRas
+from gradpath.render.textures import Texture
 from gradpath.render.topology import Topology
 
 __all__ = [
     "LOOKING_AHEAD",
+    "AmbientLight",
     "Attribute",
     "DepthCamera",
+    "DirectionalLight",
     "Fragments",
+    "Look",
+    "Model",
+    "PointLight",
     "Scene",
     "SoftRas",
+    "Texture",
     "Topology",
     "face_normals",
     "fragments",
+    "illuminate",
+    "picture",
     "pinhole",
     "rasterize",
+    "sky",
     "vertex_normals",
 ]

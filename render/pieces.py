@@ -41,13 +41,18 @@ class Fragments:
 
     Attributes:
         soft: Whether the image is soft.
+        count: Number of pieces per pixel, P: 5 or 1.
+        points: The vertices, in the camera frame [m], shape (B, V, 3).
+        intrinsics: fx, fy, cx, cy [pixels], shape (B, 4).
+        topology: Faces and edges.
         faces: The face of each layer, -1 for none, shape (B, H, W, 3), int32; without gradient.
     """
 
     def __init__(
         self, frame: Frame, points: Tensor, cameras: Tensor, soft: bool, state: EdgeState | None = None
     ):
-        self._frame, self._points, self._cameras, self.soft = frame, points, cameras, soft
+        self._frame, self.points, self.intrinsics, self.soft = frame, points, cameras, soft
+        self.topology, self.count = frame[1], 5 if soft else 1
         self._state = find_state(frame, points, cameras, soft) if state is None else state
         self.faces = self._state.hits
 
@@ -55,11 +60,11 @@ class Fragments:
         """The nearest surfaces alone."""
         empty = self._state.depths.new_empty(0)
         state = EdgeState(self._state.depths, self._state.hits, empty, self.faces.new_empty(0), empty)
-        return Fragments(self._frame, self._points, self._cameras, False, state)
+        return Fragments(self._frame, self.points, self.intrinsics, False, state)
 
     def alpha_depth(self) -> tuple[Tensor, Tensor]:
         """Alpha and depth [m], shapes (B, H, W), differentiable in vertices and intrinsics."""
-        return composite_image(self._frame, self._points, self._cameras, self._state)
+        return composite_image(self._frame, self.points, self.intrinsics, self._state)
 
     def hard_alpha_depth(self) -> tuple[Tensor, Tensor]:
         """Alpha and depth [m] of the nearest surfaces, without gradient."""
@@ -72,7 +77,7 @@ class Fragments:
         Gradients: vertices and intrinsics exact; a hard image has none.
         """
         if self.soft:
-            return weigh_image(self._frame, self._points, self._cameras, self._state)
+            return weigh_image(self._frame, self.points, self.intrinsics, self._state)
         alpha, _ = self.hard_alpha_depth()
         return torch.stack([alpha, 1.0 - alpha], dim=-1)
 
@@ -88,8 +93,8 @@ class Fragments:
         Gradients: attribute, vertices and intrinsics exact; which face or contour is seen is held fixed.
         """
         attribute = attribute if isinstance(attribute, Attribute) else Attribute(attribute)
-        worlds, topology = self._points.shape[0], self._frame[1]
-        values = attribute.values.to(self._points)
+        worlds, topology = self.points.shape[0], self.topology
+        values = attribute.values.to(self.points)
         if values.ndim == 2:
             values = values.expand(worlds, *values.shape)
         rows = topology.faces if attribute.index is None else attribute.index.to(topology.faces)
@@ -103,8 +108,8 @@ class Fragments:
             self._frame,
             self.soft,
             rows.contiguous(),
-            self._points,
-            self._cameras,
+            self.points,
+            self.intrinsics,
             values.contiguous(),
         )
         flat = _Interpolate.apply(*arguments, self._state.hits, self._state.nearest)

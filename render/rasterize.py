@@ -17,7 +17,7 @@ from gradpath.render.softras_image import SoftRas, softras_image
 from gradpath.render.topology import Topology
 
 CHANNELS = ("alpha", "depth")
-SURFACE_CHANNELS = ("normal", "position", "face")
+SURFACE_CHANNELS = ("normal", "position", "face", "flow")
 SILHOUETTES: dict[str, SoftRas | None] = {"edge": None, "softras": SoftRas()}
 
 
@@ -32,6 +32,7 @@ def rasterize(
     sigma: float = 1.0,
     channels: str | Sequence[str] = CHANNELS,
     attributes: Mapping[str, Tensor | Attribute] | None = None,
+    points_next: Tensor | None = None,
     near: float = 0.05,
     far: float = 100.0,
     validate: bool = True,
@@ -63,9 +64,11 @@ def rasterize(
         sigma: Width of the edges [pixels]; for "softras" [pixels^2].
         channels: What to return, one name or several: "alpha"; "depth" [m]; "normal", the unit normal of the face in
             the camera frame, towards the camera; "position" in the camera frame [m]; "face", the index of the nearest
-            face, or -1; and the names in `attributes`.
+            face, or -1; "flow", the motion in the image until `points_next` [pixels], x right and y down; and the
+            names in `attributes`.
         attributes: What else the surfaces carry, by name: values per vertex, shape (V, C) or (B, V, C), or an
             `Attribute`; differentiable.
+        points_next: The vertices at a second time, in the camera frame of that time, for "flow"; differentiable.
         near: Depth from which surfaces are drawn [m].
         far: Depth up to which surfaces are drawn, and depth of the background [m]; finite.
         validate: Refuse non-finite vertices and impossible intrinsics; on a GPU this waits for the device.
@@ -101,13 +104,13 @@ def rasterize(
     values: dict[str, Tensor] = {}
     if rule is None or mode != "soft":
         pieces = Fragments(frame, points, cameras, soft)
-        values = _draw(pieces, names, attributes, points, topology)
+        values = _draw(pieces, names, attributes, points_next)
     if rule is not None and mode != "hard":
         hard = values
         alpha, depth = softras_image(image, topology, rule, sigma, "depth" in names, points, cameras)
         values = {"alpha": alpha, "depth": depth}
     elif mode == "straight_through":
-        hard = _draw(pieces.hard(), names, attributes, points, topology)
+        hard = _draw(pieces.hard(), names, attributes, points_next)
     if mode == "straight_through":
         for name in names:
             if values[name].is_floating_point():
@@ -144,8 +147,7 @@ def _draw(
     pieces: Fragments,
     names: Sequence[str],
     attributes: Mapping[str, Tensor | Attribute],
-    points: Tensor,
-    topology: Topology,
+    points_next: Tensor | None,
 ) -> dict[str, Tensor]:
     """The channels that are asked for, by the edge rule or hard."""
     values: dict[str, Tensor] = {}
@@ -155,12 +157,34 @@ def _draw(
         if name in attributes:
             values[name] = pieces.draw(attributes[name])
         elif name == "normal":
-            values[name] = pieces.draw(Attribute.per_face(facing_normals(points, topology)))
+            values[name] = pieces.draw(Attribute.per_face(facing_normals(pieces.points, pieces.topology)))
         elif name == "position":
-            values[name] = pieces.draw(points)
+            values[name] = pieces.draw(pieces.points)
         elif name == "face":
             values[name] = pieces.faces[..., 0].clone()
+        elif name == "flow":
+            values[name] = optical_flow(pieces, points_next)
     return values
+
+
+def optical_flow(pieces: Fragments, points_next: Tensor | None) -> Tensor:
+    """Motion of what is seen, in pixels, (B, H, W, 2), until the vertices are at `points_next` (B, V, 3).
+
+    What has come behind the camera by then has no place in the image, and the flow of its last place before: its
+    depth is taken as 1 mm at least.
+    """
+    if points_next is None:
+        raise InputError(
+            "flow is the motion until a second time; pass the vertices at that time as points_next="
+        )
+    if points_next.shape != pieces.points.shape:
+        raise ShapeError(
+            f"points_next: expected {tuple(pieces.points.shape)} as points_camera, got {tuple(points_next.shape)}"
+        )
+    there, here = pieces.interpolate(points_next), pieces.interpolate(pieces.points)
+    focal = pieces.intrinsics[:, None, None, None, :2]
+    motion = there[..., :2] / there[..., 2:].clamp(min=1e-3) - here[..., :2] / here[..., 2:].clamp(min=1e-3)
+    return pieces.blend(focal * motion)
 
 
 def facing_normals(points_camera: Tensor, topology: Topology) -> Tensor:

@@ -287,3 +287,47 @@ def test_bad_attributes_are_refused():
         draw(points, faces, "uv")
     with pytest.raises(InputError, match="softras rule has alpha and depth"):
         draw(points, faces, "normal", silhouette="softras")
+
+
+def test_optical_flow_equals_projected_motion():
+    """A turning, approaching ball: the flow takes every point of the first image to its place in the second."""
+    mesh = trimesh.creation.icosphere(3, radius=0.9)
+    points, faces = joined(at(mesh, (0.1, 0.0, 4.0)))
+    turn = torch.tensor(trimesh.transformations.rotation_matrix(0.2, (0.2, 1.0, 0.1))[:3, :3])
+    centre, shift = torch.tensor([0.1, 0.0, 4.0], dtype=F64), torch.tensor([0.05, -0.02, -0.3], dtype=F64)
+
+    def move(x):
+        return (x - centre) @ turn.T + centre + shift
+
+    with gp.mode("hard"):
+        image = draw(points, faces, ("flow", "position", "alpha"), points_next=move(points))
+    seen = image["alpha"][0] > 0
+    there = move(image["position"][0][seen])
+    v, u = torch.meshgrid(torch.arange(48) + 0.5, torch.arange(64) + 0.5, indexing="ij")
+    here = torch.stack([u, v], -1)[seen]
+    projected = there @ K.T
+    expected = projected[:, :2] / projected[:, 2:] - here
+    assert float(expected.norm(dim=-1).mean()) > 1.0
+    torch.testing.assert_close(image["flow"][0][seen], expected)
+    assert float(image["flow"][0][~seen].abs().max()) == 0.0
+
+    x, y = points.clone().requires_grad_(), move(points).requires_grad_()
+    weight = torch.randn(1, 48, 64, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    (draw(x, faces, "flow", points_next=y)["flow"] * weight).sum().backward()
+    direction = torch.randn(points.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    for leaf, now, later in ((x, 1e-7, 0.0), (y, 0.0, 1e-7)):
+        high, low = (
+            draw(
+                points + sign * now * direction,
+                faces,
+                "flow",
+                points_next=move(points) + sign * later * direction,
+            )
+            for sign in (1, -1)
+        )
+        difference = float(((high["flow"] - low["flow"]) * weight).sum()) / 2e-7
+        assert float((leaf.grad * direction).sum()) == pytest.approx(difference, rel=1e-5)
+    with pytest.raises(InputError, match="points_next="):
+        draw(points, faces, "flow")
+    with pytest.raises(ShapeError, match="points_next: expected"):
+        draw(points, faces, "flow", points_next=points[:, :5])
