@@ -6,10 +6,12 @@ if __name__ != "gradpath.render":
 from gradpath.render import operations  # noqa: F401 - registers the kernels
 from gradpath.render.attributes import Attribute, face_normals, vertex_normals
 from gradpath.render.camera import LOOKING_AHEAD, DepthCamera, pinhole
+from gradpath.render.lenses import Distortion, Fisheye, Orthographic
 from gradpath.render.lights import AmbientLight, DirectionalLight, PointLight, illuminate
 from gradpath.render.models import Model
 from gradpath.render.pieces import Fragments
 from gradpath.render.rasterize import fragments, rasterize
+from gradpath.render.rig import Camera
 from gradpath.render.scene import Scene
 from gradpath.render.shading import Look, picture, sky
 from gradpath.render.softras_image import SoftRas
@@ -20,11 +22,15 @@ __all__ = [
     "LOOKING_AHEAD",
     "AmbientLight",
     "Attribute",
+    "Camera",
     "DepthCamera",
     "DirectionalLight",
+    "Distortion",
+    "Fisheye",
     "Fragments",
     "Look",
     "Model",
+    "Orthographic",
     "PointLight",
     "Scene",
     "SoftRas",

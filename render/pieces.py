@@ -22,6 +22,7 @@ from gradpath.render.edge_image import (
     hard_image,
     weigh_image,
 )
+from gradpath.render.lenses import Lens
 
 SOFT_LAYERS, HARD_LAYERS = (1, 3, 4), (0, -1, -1)  # places of the three layers among the pieces
 
@@ -43,32 +44,48 @@ class Fragments:
         soft: Whether the image is soft.
         count: Number of pieces per pixel, P: 5 or 1.
         points: The vertices, in the camera frame [m], shape (B, V, 3).
+        bent: Where a pinhole camera sees the vertices as the lens does, shape (B, V, 3).
+        lens: The lens.
+        far: Depth of the background [m].
         intrinsics: fx, fy, cx, cy [pixels], shape (B, 4).
         topology: Faces and edges.
         faces: The face of each layer, -1 for none, shape (B, H, W, 3), int32; without gradient.
     """
 
     def __init__(
-        self, frame: Frame, points: Tensor, cameras: Tensor, soft: bool, state: EdgeState | None = None
+        self,
+        frame: Frame,
+        points: Tensor,
+        bent: Tensor,
+        cameras: Tensor,
+        lens: Lens,
+        far: float,
+        soft: bool,
+        state: EdgeState | None = None,
     ):
-        self._frame, self.points, self.intrinsics, self.soft = frame, points, cameras, soft
-        self.topology, self.count = frame[1], 5 if soft else 1
-        self._state = find_state(frame, points, cameras, soft) if state is None else state
+        self._frame, self._state = frame, find_state(frame, bent, cameras, soft) if state is None else state
+        self.points, self.bent, self.intrinsics = points, bent, cameras
+        self.lens, self.far = lens, far
+        self.topology, self.soft, self.count = frame[1], soft, 5 if soft else 1
         self.faces = self._state.hits
 
     def hard(self) -> "Fragments":
         """The nearest surfaces alone."""
         empty = self._state.depths.new_empty(0)
         state = EdgeState(self._state.depths, self._state.hits, empty, self.faces.new_empty(0), empty)
-        return Fragments(self._frame, self.points, self.intrinsics, False, state)
+        return Fragments(
+            self._frame, self.points, self.bent, self.intrinsics, self.lens, self.far, False, state
+        )
 
     def alpha_depth(self) -> tuple[Tensor, Tensor]:
         """Alpha and depth [m], shapes (B, H, W), differentiable in vertices and intrinsics."""
-        return composite_image(self._frame, self.points, self.intrinsics, self._state)
+        alpha, depth = composite_image(self._frame, self.bent, self.intrinsics, self._state)
+        return alpha, self.lens.unbend_depth(depth, self.far)
 
     def hard_alpha_depth(self) -> tuple[Tensor, Tensor]:
         """Alpha and depth [m] of the nearest surfaces, without gradient."""
-        return hard_image(self._frame[0], self._state)
+        alpha, depth = hard_image(self._frame[0], self._state)
+        return alpha, self.lens.unbend_depth(depth, self.far)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -77,8 +94,8 @@ class Fragments:
         Gradients: vertices and intrinsics exact; a hard image has none.
         """
         if self.soft:
-            return weigh_image(self._frame, self.points, self.intrinsics, self._state)
-        alpha, _ = self.hard_alpha_depth()
+            return weigh_image(self._frame, self.bent, self.intrinsics, self._state)
+        alpha, _ = hard_image(self._frame[0], self._state)
         return torch.stack([alpha, 1.0 - alpha], dim=-1)
 
     def interpolate(self, attribute: Tensor | Attribute) -> Tensor:
@@ -104,15 +121,19 @@ class Fragments:
                 f"got {values.shape[0]} and {len(rows)}; it belongs to another mesh"
             )
         _check_rows(rows, values.shape[1], topology.faces if attribute.index is None else None)
-        arguments = (
-            self._frame,
-            self.soft,
-            rows.contiguous(),
-            self.points,
-            self.intrinsics,
-            values.contiguous(),
-        )
-        flat = _Interpolate.apply(*arguments, self._state.hits, self._state.nearest)
+        if not self.lens.affine:
+            return self._read(rows, values)
+        # Without perspective, the bent mesh shows an attribute times its z; over z, that is linear in the image.
+        z = self.bent[:, topology.faces.long().reshape(-1), 2:]
+        corners = torch.cat([values[:, rows.long().reshape(-1)] * z, z], dim=-1)
+        every = torch.arange(3 * len(rows), dtype=torch.int32, device=rows.device).reshape(-1, 3)
+        sums, total = self._read(every, corners).split([values.shape[2], 1], dim=-1)
+        return sums / torch.where(total > 0, total, 1.0)
+
+    def _read(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Interpolate in the bent mesh."""
+        given = (self._frame, self.soft, rows.contiguous(), self.bent, self.intrinsics, values.contiguous())
+        flat = _Interpolate.apply(*given, self._state.hits, self._state.nearest)
         return flat.unflatten(-1, (-1, values.shape[2]))
 
     def blend(self, values: Tensor, background: float | Tensor = 0.0) -> Tensor:

@@ -12,6 +12,7 @@ from gradpath.mode import current_mode
 from gradpath.render.attributes import Attribute, face_normals
 from gradpath.render.edge_image import SUPPORT
 from gradpath.render.image import Image
+from gradpath.render.lenses import Lens, Pinhole
 from gradpath.render.pieces import Fragments
 from gradpath.render.softras_image import SoftRas, softras_image
 from gradpath.render.topology import Topology
@@ -33,11 +34,12 @@ def rasterize(
     channels: str | Sequence[str] = CHANNELS,
     attributes: Mapping[str, Tensor | Attribute] | None = None,
     points_next: Tensor | None = None,
+    lens: Lens | None = None,
     near: float = 0.05,
     far: float = 100.0,
     validate: bool = True,
 ) -> dict[str, Tensor]:
-    """Render triangle meshes with a pinhole camera.
+    """Render triangle meshes with a pinhole camera, or through a lens.
 
     In soft mode the layers along a pixel's ray blend across the visible contours near the pixel: alpha is 1/2 on the
     outline itself, 1 inside and 0 outside from 2.35 sigma on, and the logarithm of depth blends in the same way,
@@ -69,6 +71,8 @@ def rasterize(
         attributes: What else the surfaces carry, by name: values per vertex, shape (V, C) or (B, V, C), or an
             `Attribute`; differentiable.
         points_next: The vertices at a second time, in the camera frame of that time, for "flow"; differentiable.
+        lens: `Orthographic()`, `Distortion(...)` or `Fisheye(...)`, whose coefficients may be tensors, differentiable;
+            a pinhole by default.
         near: Depth from which surfaces are drawn [m].
         far: Depth up to which surfaces are drawn, and depth of the background [m]; finite.
         validate: Refuse non-finite vertices and impossible intrinsics; on a GPU this waits for the device.
@@ -92,23 +96,23 @@ def rasterize(
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"unknown channels {unknown}; choose from {known}")
     rule = _silhouette(silhouette)
-    image = _image(height, width, near, far, sigma)
+    _check_image(height, width, near, far, sigma)
     points, topology, cameras = _checked(points_camera, faces, K, validate)
-    mode = current_mode()
+    lens, mode = lens or Pinhole(), current_mode()
     if rule is not None and mode != "hard" and (other := [name for name in names if name not in CHANNELS]):
         raise InputError(
             f'the softras rule has alpha and depth, but no {other}; use silhouette="edge" for these'
         )
-    soft = rule is None and mode != "hard"
-    frame = (image, topology, SUPPORT * sigma)
+    bent, image = lens.bend(points, near, far).contiguous(), Image(height, width, *lens.bend_range(near, far))
     values: dict[str, Tensor] = {}
     if rule is None or mode != "soft":
-        pieces = Fragments(frame, points, cameras, soft)
+        soft = rule is None and mode != "hard"
+        pieces = Fragments((image, topology, SUPPORT * sigma), points, bent, cameras, lens, far, soft)
         values = _draw(pieces, names, attributes, points_next)
     if rule is not None and mode != "hard":
         hard = values
-        alpha, depth = softras_image(image, topology, rule, sigma, "depth" in names, points, cameras)
-        values = {"alpha": alpha, "depth": depth}
+        alpha, depth = softras_image(image, topology, rule, sigma, "depth" in names, bent, cameras)
+        values = {"alpha": alpha, "depth": lens.unbend_depth(depth, far)}
     elif mode == "straight_through":
         hard = _draw(pieces.hard(), names, attributes, points_next)
     if mode == "straight_through":
@@ -126,6 +130,7 @@ def fragments(
     height: int,
     width: int,
     sigma: float = 1.0,
+    lens: Lens | None = None,
     near: float = 0.05,
     far: float = 100.0,
     validate: bool = True,
@@ -138,9 +143,12 @@ def fragments(
     Raises:
         InputError, ShapeError: as `rasterize`.
     """
-    image = _image(height, width, near, far, sigma)
+    _check_image(height, width, near, far, sigma)
     points, topology, cameras = _checked(points_camera, faces, K, validate)
-    return Fragments((image, topology, SUPPORT * sigma), points, cameras, current_mode() != "hard")
+    lens = lens or Pinhole()
+    image = Image(height, width, *lens.bend_range(near, far))
+    bent, soft = lens.bend(points, near, far).contiguous(), current_mode() != "hard"
+    return Fragments((image, topology, SUPPORT * sigma), points, bent, cameras, lens, far, soft)
 
 
 def _draw(
@@ -157,7 +165,7 @@ def _draw(
         if name in attributes:
             values[name] = pieces.draw(attributes[name])
         elif name == "normal":
-            values[name] = pieces.draw(Attribute.per_face(facing_normals(pieces.points, pieces.topology)))
+            values[name] = pieces.draw(Attribute.per_face(facing_normals(pieces)))
         elif name == "position":
             values[name] = pieces.draw(pieces.points)
         elif name == "face":
@@ -170,8 +178,7 @@ def _draw(
 def optical_flow(pieces: Fragments, points_next: Tensor | None) -> Tensor:
     """Motion of what is seen, in pixels, (B, H, W, 2), until the vertices are at `points_next` (B, V, 3).
 
-    What has come behind the camera by then has no place in the image, and the flow of its last place before: its
-    depth is taken as 1 mm at least.
+    What has come behind a pinhole camera by then has no place in the image; its depth is taken as 1 mm.
     """
     if points_next is None:
         raise InputError(
@@ -183,16 +190,16 @@ def optical_flow(pieces: Fragments, points_next: Tensor | None) -> Tensor:
         )
     there, here = pieces.interpolate(points_next), pieces.interpolate(pieces.points)
     focal = pieces.intrinsics[:, None, None, None, :2]
-    motion = there[..., :2] / there[..., 2:].clamp(min=1e-3) - here[..., :2] / here[..., 2:].clamp(min=1e-3)
-    return pieces.blend(focal * motion)
+    return pieces.blend(focal * (pieces.lens.flat(there) - pieces.lens.flat(here)))
 
 
-def facing_normals(points_camera: Tensor, topology: Topology) -> Tensor:
+def facing_normals(pieces: Fragments) -> Tensor:
     """Unit normals of faces in the camera frame, (B, F, 3); those of open surfaces turn towards the camera."""
-    normals = face_normals(points_camera, topology.faces)
-    corner = points_camera[:, topology.faces[:, 0].long()]
-    away = (normals * corner).sum(-1, keepdim=True) > 0
-    turned = away & (topology.face_info[:, 1:] == 1)
+    faces = pieces.topology.faces
+    a, b, c = pieces.bent.detach()[:, faces.long()].unbind(2)
+    away = (a * torch.linalg.cross(b, c)).sum(-1, keepdim=True) > 0
+    turned = away & (pieces.topology.face_info[:, 1:] == 1)
+    normals = face_normals(pieces.points, faces)
     return torch.where(turned, -normals, normals)
 
 
@@ -204,13 +211,12 @@ def _silhouette(silhouette: str | SoftRas) -> SoftRas | None:
     return SILHOUETTES[silhouette]
 
 
-def _image(height: int, width: int, near: float, far: float, sigma: float) -> Image:
+def _check_image(height: int, width: int, near: float, far: float, sigma: float) -> None:
     if not (0.0 < sigma < math.inf and 0.0 < near < far < math.inf and height > 0 and width > 0):
         raise InputError(
             "need sigma > 0, 0 < near < far, all finite, and an image of at least one pixel, "
             f"got sigma={sigma}, near={near}, far={far}, height={height}, width={width}"
         )
-    return Image(height, width, near, far)
 
 
 def _checked(

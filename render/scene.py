@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from gradpath.config import Configured
 from gradpath.errors import InputError
@@ -23,6 +24,7 @@ class Scene(Configured):
     Attributes:
         vertices: Vertices of all instances in the frames of their meshes, shape (V, 3).
         owner: Instance of each vertex, shape (V,), int32.
+        kind: Number of the mesh of each instance, shape (I,), int32: its class.
         topology: Faces and edges over these vertices.
         instances: Number of instances I.
 
@@ -42,4 +44,26 @@ class Scene(Configured):
         self.instances = len(placed)
         self.vertices = merged.vertices.to(torch.float64)
         self.owner = torch.repeat_interleave(torch.arange(self.instances), sizes).to(torch.int32)
+        self.kind = torch.repeat_interleave(torch.arange(len(meshes)), torch.tensor(counts)).to(torch.int32)
         self.topology = Topology.of(merged.faces)
+
+    @property
+    def instance_of_face(self) -> Tensor:
+        """Instance of each face, shape (F,), int32."""
+        return self.owner[self.topology.faces[:, 0].cpu().long()]
+
+    def paint(self, colours: Sequence[Sequence[float]]) -> Tensor:
+        """Colours of vertices, shape (V, 3), from one colour for each mesh, or one for each instance.
+
+        Raises:
+            InputError: another number of colours.
+        """
+        if len(colours) not in (int(self.kind.max()) + 1, self.instances):
+            raise InputError(
+                f"expected a colour for each of {int(self.kind.max()) + 1} meshes or {self.instances} instances, "
+                f"got {len(colours)}"
+            )
+        table = torch.tensor(colours, dtype=torch.get_default_dtype())
+        if len(colours) != self.instances:
+            table = table[self.kind.long()]
+        return table[self.owner.long()]

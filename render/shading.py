@@ -118,10 +118,10 @@ def _albedo(pieces: Fragments, look: Look, points: Tensor) -> Tensor:
         raise ShapeError(f"uv: expected 2 channels, got {coordinates.values.shape[-1]}")
     faces, focal = pieces.topology.faces, pieces.intrinsics[:, 0] * pieces.intrinsics[:, 1]
     rows = faces if coordinates.index is None else coordinates.index
-    detail = face_detail(pieces.points, faces, coordinates.values.to(points), rows, focal)
+    detail = face_detail(pieces.bent, faces, coordinates.values.to(points), rows, focal)
     uv = pieces.interpolate(coordinates)
     base = pieces.interpolate(Attribute.per_face(detail))[..., 0]
-    depth = pieces.interpolate(pieces.points[..., 2:])[..., 0]
+    depth = pieces.interpolate(pieces.bent[..., 2:])[..., 0]
     base = base + 1.5 * torch.where(depth > 0, depth, 1.0).log2()
     if look.texture_of is None:
         (texture,) = look.textures
