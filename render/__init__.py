@@ -3,7 +3,7 @@
 if __name__ != "gradpath.render":
     raise ImportError("import this area as gradpath.render; a second copy would register every kernel twice")
 
-from gradpath.render import operations  # noqa: F401 - registers the kernels
+from gradpath.render import losses, operations  # noqa: F401 - the latter registers the kernels
 from gradpath.render.attributes import Attribute, face_normals, vertex_normals
 from gradpath.render.camera import LOOKING_AHEAD, DepthCamera, pinhole
 from gradpath.render.lenses import Distortion, Fisheye, Orthographic
@@ -39,6 +39,7 @@ __all__ = [
     "face_normals",
     "fragments",
     "illuminate",
+    "losses",
     "picture",
     "pinhole",
     "rasterize",

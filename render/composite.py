@@ -73,6 +73,11 @@ def make(scalar):
             return zero, wp.log(depths[2])
         return one, wp.log(far)
 
+    @wp.func
+    def is_plain(depths: vec3, distances: vec4, sums: vec4, radius: scalar):
+        """Whether the pixel is away from all contours that matter: its first layer hides all, or there is nothing."""
+        return sums[0] <= zero and (depths[0] >= nothing or distances[0] >= radius)
+
     @wp.kernel(module=module, enable_backward=False)
     def _composite_layers(
         first: int,
@@ -88,6 +93,14 @@ def make(scalar):
         world, y, x = wp.tid()
         b = first + world
         z = depths[b, y, x]
+        if is_plain(z, distances[b, y, x], sums[b, y, x], limits[2]):
+            if z[0] < nothing:
+                alpha[b, y, x] = one
+                depth[b, y, x] = z[0]
+            else:
+                alpha[b, y, x] = zero
+                depth[b, y, x] = limits[1]
+            return
         cover, _slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
         value = log_depths(z, sums[b, y, x])
         clear, last = behind(z, limits[1])
@@ -115,8 +128,10 @@ def make(scalar):
         g_alpha: wp.array3d(dtype=scalar),  # B H W
         g_depth: wp.array3d(dtype=scalar),  # B H W
         # Out:
-        g_distances: wp.array3d(dtype=vec4),  # B H W: as distances
-        fringes: wp.array3d(dtype=vec4),  # B H W: gradient per weight and log depth of the fringes 0 and 1
+        g_distances: wp.array3d(dtype=vec4),  # B H W, zeroed: as distances
+        fringes: wp.array3d(
+            dtype=vec4
+        ),  # B H W, zeroed: gradient per weight and log depth of the fringes 0 and 1
         g_points: wp.array2d(dtype=vec3),  # B V
         g_cameras: wp.array(dtype=vec4),  # B
     ):
@@ -124,6 +139,13 @@ def make(scalar):
         b = first + world
         z = depths[b, y, x]
         total = sums[b, y, x]
+        if is_plain(z, distances[b, y, x], total, limits[2]):
+            face_0 = hits[b, y, x][0]
+            g_z = g_depth[b, y, x]
+            if face_0 >= 0 and g_z != zero:
+                ray_0 = pixel_ray(x, y, cameras[b])
+                spread_hit(b, faces[face_0], ray_0, cameras[b], g_z, points, g_points, g_cameras)
+            return
         cover, slope = coverages(z, distances[b, y, x], total, limits[2])
         value = log_depths(z, total)
         clear, last = behind(z, limits[1])
@@ -154,13 +176,13 @@ def make(scalar):
         hit = hits[b, y, x]
         camera = cameras[b]
         ray = pixel_ray(x, y, camera)
-        if hit[0] >= 0:
+        if hit[0] >= 0 and g_log != zero:
             g = g_log * t1 * cover[1] / z[0]
             spread_hit(b, faces[hit[0]], ray, camera, g, points, g_points, g_cameras)
-        if hit[1] >= 0:
+        if hit[1] >= 0 and g_log != zero:
             g = g_log * t3 * cover[3] / z[1]
             spread_hit(b, faces[hit[1]], ray, camera, g, points, g_points, g_cameras)
-        if hit[2] >= 0 and t4 > zero:
+        if hit[2] >= 0 and t4 * g_log != zero:
             spread_hit(b, faces[hit[2]], ray, camera, g_log * t4 / z[2], points, g_points, g_cameras)
 
     @wp.kernel(module=module, enable_backward=False)

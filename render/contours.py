@@ -232,19 +232,18 @@ def make(scalar):
         depths: wp.array3d(dtype=vec3),  # B H W
         hits: wp.array3d(dtype=wp.vec3i),  # B H W
         # Out:
-        distances: wp.array3d(dtype=vec4),  # B H W: inside layers 0 and 1, outside before layers 0 and 1
-        nearest: wp.array3d(dtype=wp.vec4i),  # B H W: the edges of those distances, -1 for none
-        sums: wp.array3d(dtype=vec4),  # B H W: fringe weight and weighted log depth, before layers 0 and 1
+        distances: wp.array3d(
+            dtype=vec4
+        ),  # B H W, filled with the radius: inside layers 0, 1, outside before them
+        nearest: wp.array3d(dtype=wp.vec4i),  # B H W, filled with -1: the edges of those distances
+        sums: wp.array3d(
+            dtype=vec4
+        ),  # B H W, zeroed: fringe weight and weighted log depth, before layers 0, 1
     ):
         world, block = wp.tid()
         b = first + world
         left, top, right, bottom = tile_bounds(block, tile, depths.shape[1], depths.shape[2])
         radius = limits[2]
-        for y in range(top, bottom):
-            for x in range(left, right):
-                distances[b, y, x] = vec4(radius, radius, radius, radius)
-                nearest[b, y, x] = wp.vec4i(-1, -1, -1, -1)
-                sums[b, y, x] = vec4(zero, zero, zero, zero)
         camera = cameras[b]
         for e in range(edges.shape[0]):
             contour = find_contour(b, edges[e], edge_info[e][1], points, camera, limits)

@@ -47,7 +47,8 @@ class EdgeLauncher(Launcher):
         if not soft:
             empty = depths.new_empty(0)
             return EdgeState(depths, hits, empty, hits.new_empty(0), empty)
-        distances, nearest, sums = self.new(4), self.new(4, dtype=torch.int32), self.new(4)
+        distances, sums = self.new(4).fill_(self.radius), self.new(4).zero_()
+        nearest = self.new(4, dtype=torch.int32).fill_(-1)
         model = (self.edges, self.edge_info, self.face_info)
         given = (self.points, self.cameras, self.limits, self.tile)
         state = (self.vec3(depths), kernels.array(hits, wp.vec3i))
@@ -70,7 +71,7 @@ class EdgeLauncher(Launcher):
         soft = state.distances.numel() > 0
         if not soft:  # without contours every hit is opaque, and its depth has the gradient of its plane
             state = state._replace(distances=self.new(4).fill_(self.radius), sums=self.new(4).zero_())
-        g_distances, fringes = self.new(4), self.new(4)
+        g_distances, fringes = self.new(4).zero_(), self.new(4).zero_()
         image = (self.vec3(state.depths), kernels.array(state.hits, wp.vec3i))
         given = (self.points, self.cameras, self.limits, *image)
         seeds = (self.number(g_alpha), self.number(g_depth))

@@ -84,7 +84,7 @@ class Launcher:
 
     def layers(self) -> tuple[Tensor, Tensor]:
         """Find the three nearest surfaces of every pixel: depths [m] and faces, shapes (B, H, W, 3)."""
-        depths, hits = self.new(3), self.new(3, dtype=torch.int32)
+        depths, hits = self.new(3).fill_(layers.EMPTY), self.new(3, dtype=torch.int32).fill_(-1)
         out = (self.vec3(depths), kernels.array(hits, wp.vec3i))
         given = (self.faces, self.face_info, self.points, self.cameras, self.limits, self.tile)
         self.launch(layers.make(self.scalar).raster, (*given, *out), (self.blocks,))

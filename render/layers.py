@@ -111,16 +111,12 @@ def make(scalar):
         limits: vec3,  # near, far, contour radius in pixels
         tile: wp.vec2i,  # width and height of the block of pixels that one thread owns
         # Out:
-        depths: wp.array3d(dtype=vec3),  # B H W
-        hits: wp.array3d(dtype=wp.vec3i),  # B H W: face indices, -1 for none
+        depths: wp.array3d(dtype=vec3),  # B H W, filled with EMPTY
+        hits: wp.array3d(dtype=wp.vec3i),  # B H W: face indices, filled with -1
     ):
         world, block = wp.tid()
         b = first + world
         left, top, right, bottom = tile_bounds(block, tile, depths.shape[1], depths.shape[2])
-        for y in range(top, bottom):
-            for x in range(left, right):
-                depths[b, y, x] = vec3(nothing, nothing, nothing)
-                hits[b, y, x] = wp.vec3i(-1, -1, -1)
         camera = cameras[b]
         near = limits[0]
         far = limits[1]

@@ -33,6 +33,8 @@ def make(scalar):
     one = wp.constant(scalar(1.0))
     zero = wp.constant(scalar(0.0))
     half = wp.constant(scalar(0.5))
+    # Where less than this is left, the pixel is covered: more faces change no digit of alpha.
+    covered = wp.constant(scalar(1.0e-14))
 
     @wp.struct
     class Triangle:
@@ -45,6 +47,10 @@ def make(scalar):
         a: vec2
         b: vec2
         c: vec2
+        ab: vec2
+        bc: vec2
+        ca: vec2
+        inverse: vec3  # squared lengths of the edges, inverted; 0 for an edge without length
 
     @wp.struct
     class Touch:
@@ -60,6 +66,13 @@ def make(scalar):
         return u[0] * v[1] - u[1] * v[0]
 
     @wp.func
+    def invert(along: vec2):
+        length2 = wp.dot(along, along)
+        if length2 > zero:
+            return one / length2
+        return zero
+
+    @wp.func
     def find_triangle(b: int, face: wp.vec3i, points: wp.array2d(dtype=vec3), camera: vec4, near: scalar):
         triangle = Triangle()
         triangle.turn = zero
@@ -71,7 +84,11 @@ def make(scalar):
         triangle.a = project(triangle.p0, camera)
         triangle.b = project(triangle.p1, camera)
         triangle.c = project(triangle.p2, camera)
-        area = turn_of(triangle.b - triangle.a, triangle.c - triangle.a)
+        triangle.ab = triangle.b - triangle.a
+        triangle.bc = triangle.c - triangle.b
+        triangle.ca = triangle.a - triangle.c
+        triangle.inverse = vec3(invert(triangle.ab), invert(triangle.bc), invert(triangle.ca))
+        area = turn_of(triangle.ca, triangle.ab)
         volume = wp.dot(triangle.p0, wp.cross(triangle.p1, triangle.p2))
         if area != zero and volume != zero:
             triangle.turn = wp.sign(area)
@@ -92,53 +109,50 @@ def make(scalar):
         return wp.vec4i(x0, y0, x1, y1)
 
     @wp.func
-    def closest_on(start: vec2, end: vec2, pixel: vec2):
-        """Where the closest point of a segment lies, and the way from it to the pixel."""
-        along = end - start
-        length2 = wp.dot(along, along)
-        t = zero
-        if length2 > zero:
-            t = wp.clamp(wp.dot(pixel - start, along) / length2, zero, one)
-        return t, pixel - start - along * t
-
-    @wp.func
     def touch(triangle: Triangle, pixel: vec2):
         out = Touch()
-        a = triangle.a
-        b = triangle.b
-        c = triangle.c
-        t0, away0 = closest_on(a, b, pixel)
-        t1, away1 = closest_on(b, c, pixel)
-        t2, away2 = closest_on(c, a, pixel)
+        w0 = pixel - triangle.a
+        w1 = pixel - triangle.b
+        w2 = pixel - triangle.c
+        t0 = wp.clamp(wp.dot(w0, triangle.ab) * triangle.inverse[0], zero, one)
+        t1 = wp.clamp(wp.dot(w1, triangle.bc) * triangle.inverse[1], zero, one)
+        t2 = wp.clamp(wp.dot(w2, triangle.ca) * triangle.inverse[2], zero, one)
+        away0 = w0 - triangle.ab * t0
+        away1 = w1 - triangle.bc * t1
+        away2 = w2 - triangle.ca * t2
+        d0 = wp.dot(away0, away0)
+        d1 = wp.dot(away1, away1)
+        d2 = wp.dot(away2, away2)
         out.edge = 0
         out.t = t0
         out.away = away0
-        d = wp.dot(away0, away0)
-        if wp.dot(away1, away1) < d:
+        out.square = d0
+        if d1 < out.square:
             out.edge = 1
             out.t = t1
             out.away = away1
-            d = wp.dot(away1, away1)
-        if wp.dot(away2, away2) < d:
+            out.square = d1
+        if d2 < out.square:
             out.edge = 2
             out.t = t2
             out.away = away2
-            d = wp.dot(away2, away2)
-        out.square = d
+            out.square = d2
         s = triangle.turn
         inside = (
-            turn_of(b - a, pixel - a) * s > zero
-            and turn_of(c - b, pixel - b) * s > zero
-            and turn_of(a - c, pixel - c) * s > zero
+            turn_of(triangle.ab, w0) * s > zero
+            and turn_of(triangle.bc, w1) * s > zero
+            and turn_of(triangle.ca, w2) * s > zero
         )
         if inside:
-            out.square = -d
+            out.square = -out.square
         return out
 
     @wp.func
     def probability(square: scalar, sigma: scalar):
-        """Probability that a face covers the pixel, and that it does not."""
-        return one / (one + wp.exp(square / sigma)), one / (one + wp.exp(-square / sigma))
+        """Probability that a face covers the pixel, and that it does not; `square` is at most some 30 sigma."""
+        e = wp.exp(square / sigma)
+        p = one / (one + e)
+        return p, e * p
 
     @wp.func
     def barycentrics(triangle: Triangle, ray: vec3):
@@ -196,7 +210,10 @@ def make(scalar):
                 box = bounds(triangle, reach, wp.vec4i(left, top, right, bottom))
                 for y in range(box[1], box[3] + 1):
                     for x in range(box[0], box[2] + 1):
-                        at = touch(triangle, vec2(scalar(x) + half, scalar(y) + half))
+                        at = Touch()
+                        at.square = reach * reach
+                        if rule[1] > zero or clear[b, y, x] > covered:
+                            at = touch(triangle, vec2(scalar(x) + half, scalar(y) + half))
                         if at.square < reach * reach:
                             p, q = probability(at.square, rule[0])
                             clear[b, y, x] = clear[b, y, x] * q
@@ -256,10 +273,13 @@ def make(scalar):
         g_camera = vec4(zero, zero, zero, zero)
         for y in range(box[1], box[3] + 1):
             for x in range(box[0], box[2] + 1):
-                at = touch(triangle, vec2(scalar(x) + half, scalar(y) + half))
+                seed = seeds[b, y, x]
+                at = Touch()
+                at.square = reach * reach
+                if rule[1] > zero or wp.abs(seed[0]) > zero:
+                    at = touch(triangle, vec2(scalar(x) + half, scalar(y) + half))
                 if at.square < reach * reach:
                     p, q = probability(at.square, rule[0])
-                    seed = seeds[b, y, x]
                     g_square = seed[0] * p / rule[0]
                     if rule[1] > zero:
                         ray = pixel_ray(x, y, camera)

@@ -84,7 +84,8 @@ class _SoftRasImage(torch.autograd.Function):
         per_weight = g_depth / total
         # The largest inverse depth scales all weights but a background at its least, so that one moves against them.
         held = torch.where(background <= EPSILON, background * (image.far - depth) / rule.gamma, 0.0)
-        seeds = torch.stack([-g_alpha * clear, per_weight, depth, per_weight * held], dim=-1)
+        remaining = torch.where(clear > 1e-14, clear, 0.0)  # as in the kernel: what is covered is left out
+        seeds = torch.stack([-g_alpha * remaining, per_weight, depth, per_weight * held], dim=-1)
         g_points, g_cameras = run.new_gradients()
         kernel_rule = softras.make(run.scalar).vec2(sigma, rule.gamma if with_depth else 0.0)
         given = (run.faces, run.points, run.cameras, run.limits, kernel_rule)
