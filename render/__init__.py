@@ -15,6 +15,7 @@ from gradpath.render.rig import Camera
 from gradpath.render.scene import Scene
 from gradpath.render.shading import Look, picture, sky
 from gradpath.render.softras_image import SoftRas
+from gradpath.render.spheres import spheres
 from gradpath.render.textures import Texture
 from gradpath.render.topology import Topology
 
@@ -44,5 +45,6 @@ __all__ = [
     "pinhole",
     "rasterize",
     "sky",
+    "spheres",
     "vertex_normals",
 ]

@@ -35,6 +35,7 @@ def rasterize(
     attributes: Mapping[str, Tensor | Attribute] | None = None,
     points_next: Tensor | None = None,
     lens: Lens | None = None,
+    supersample: int = 1,
     near: float = 0.05,
     far: float = 100.0,
     validate: bool = True,
@@ -73,6 +74,8 @@ def rasterize(
         points_next: The vertices at a second time, in the camera frame of that time, for "flow"; differentiable.
         lens: `Orthographic()`, `Distortion(...)` or `Fisheye(...)`, whose coefficients may be tensors, differentiable;
             a pinhole by default.
+        supersample: In hard mode, antialias: draw this many rows and columns of rays in each pixel and take means, of
+            depth in its logarithm, as soft images do. Soft images are smooth already, and drawn as without.
         near: Depth from which surfaces are drawn [m].
         far: Depth up to which surfaces are drawn, and depth of the background [m]; finite.
         validate: Refuse non-finite vertices and impossible intrinsics; on a GPU this waits for the device.
@@ -103,7 +106,12 @@ def rasterize(
         raise InputError(
             f'the softras rule has alpha and depth, but no {other}; use silhouette="edge" for these'
         )
-    bent, image = lens.bend(points, near, far).contiguous(), Image(height, width, *lens.bend_range(near, far))
+    factor = supersample if mode == "hard" else 1
+    if factor != 1:
+        _check_supersample(factor, names, attributes)
+        cameras = cameras * factor  # pixel centres are at +0.5, so all four intrinsics scale
+    bent = lens.bend(points, near, far).contiguous()
+    image = Image(height * factor, width * factor, *lens.bend_range(near, far))
     values: dict[str, Tensor] = {}
     if rule is None or mode != "soft":
         soft = rule is None and mode != "hard"
@@ -119,7 +127,34 @@ def rasterize(
         for name in names:
             if values[name].is_floating_point():
                 values[name] = values[name] + (hard[name] - values[name]).detach()
+    if factor != 1:
+        values = {name: _shrink(value, factor, name == "depth") for name, value in values.items()}
+        if "flow" in values:  # measured in the finer pixels
+            values["flow"] = values["flow"] / factor
     return {name: values[name] for name in names}
+
+
+def _check_supersample(
+    factor: int, names: Sequence[str], attributes: Mapping[str, Tensor | Attribute]
+) -> None:
+    """Refuse what cannot be a mean of finer pixels."""
+    if factor < 1:
+        raise InputError(f"supersample is the number of rays along a pixel's side, at least 1; got {factor}")
+    if "face" in names:
+        raise InputError("a face index cannot be antialiased; draw it without supersample")
+    for name, attribute in attributes.items():
+        background = attribute.background if isinstance(attribute, Attribute) else 0.0
+        if name in names and isinstance(background, Tensor) and background.ndim > 2:
+            raise InputError(
+                f"attribute {name!r}: a background image has the pixels of the image; blend it by alpha afterwards"
+            )
+
+
+def _shrink(image: Tensor, factor: int, logarithmic: bool) -> Tensor:
+    """Means over blocks of pixels, (B, H, W, ...)."""
+    image = image.log() if logarithmic else image
+    image = image.unflatten(2, (-1, factor)).unflatten(1, (-1, factor)).mean((2, 4))
+    return image.exp() if logarithmic else image
 
 
 def fragments(

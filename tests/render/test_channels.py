@@ -331,3 +331,47 @@ def test_optical_flow_equals_projected_motion():
         draw(points, faces, "flow")
     with pytest.raises(ShapeError, match="points_next: expected"):
         draw(points, faces, "flow", points_next=points[:, :5])
+
+
+def test_supersampled_hard_images_are_means_of_finer_ones():
+    points, faces = clutter()
+    colours = torch.rand(points.shape[1], 3, generator=torch.Generator().manual_seed(7), dtype=F64)
+    names = ("alpha", "depth", "colour", "flow")
+    given = {"attributes": {"colour": colours}, "points_next": points + 0.05}
+    fine = K.clone()
+    fine[:2] *= 4
+    with gp.mode("hard"):
+        drawn = draw(points, faces, names, supersample=4, **given)
+        reference = draw(points, faces, names, fine, 192, 256, **given)
+    blocks = {name: value.reshape(1, 48, 4, 64, 4, -1) for name, value in reference.items()}
+    torch.testing.assert_close(drawn["alpha"], blocks["alpha"].mean((2, 4))[..., 0])
+    torch.testing.assert_close(drawn["depth"], blocks["depth"].log().mean((2, 4)).exp()[..., 0])
+    torch.testing.assert_close(drawn["colour"], blocks["colour"].mean((2, 4)))
+    torch.testing.assert_close(drawn["flow"], blocks["flow"].mean((2, 4)) / 4)
+    assert torch.equal(
+        draw(points, faces, "alpha", supersample=4)["alpha"], draw(points, faces, "alpha")["alpha"]
+    )
+    with gp.mode("hard"):
+        with pytest.raises(InputError, match="cannot be antialiased"):
+            draw(points, faces, "face", supersample=2)
+        with pytest.raises(InputError, match="at least 1; got 0"):
+            draw(points, faces, "alpha", supersample=0)
+        with pytest.raises(InputError, match="blend it by alpha"):
+            image = {"colour": Attribute(colours, background=torch.rand(1, 48, 64, 3))}
+            draw(points, faces, "colour", supersample=2, attributes=image)
+
+
+def test_area_gradient_of_motion_across_the_border():
+    """A ball that leaves the image: the reference is a supersampled hard image."""
+    points, faces = joined(trimesh.creation.icosphere(3, radius=0.7))
+    camera = pinhole(64, 64, math.radians(50))
+
+    def area(x, **options):
+        place = torch.tensor([1.6, 0.1, 4.0], dtype=F64) + x * torch.tensor([1.0, 0.2, 0.1], dtype=F64)
+        return draw(points + place, faces, "alpha", camera, 64, 64, **options)["alpha"].sum()
+
+    x = torch.tensor(0.0, dtype=F64, requires_grad=True)
+    area(x).backward()
+    with gp.mode("hard"):
+        high, low = (area(torch.tensor(step, dtype=F64), supersample=16) for step in (0.03, -0.03))
+    assert float(x.grad) == pytest.approx(float(high - low) / 0.06, rel=0.02)
