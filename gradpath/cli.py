@@ -1,4 +1,4 @@
-"""The command line: `gradpath train`, `evaluate` and `report`."""
+"""The command line: `gradpath train`, `evaluate`, `report`, `view` and `gradcheck`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,26 @@ class Resume:
 
     resume: Path
     """The run folder."""
+    allow: tuple[str, ...] = ()
+    """Modules outside gradpath that the run may import, for tasks of your own."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Write pictures: of a mesh file from all sides, or of a run what its task draws of the evaluation."""
+
+    path: tyro.conf.Positional[Path]
+    """A mesh file (OBJ with MTL, GLB, PLY, STL, ...) or a run folder."""
+    out: Path | None = None
+    """Where to; the folder "view" beside the file or in the run by default."""
+    frames: int = 36
+    """Pictures around a mesh."""
+    height: int = 360
+    """Rows of these pictures."""
+    width: int = 480
+    """Columns of these pictures."""
     allow: tuple[str, ...] = ()
     """Modules outside gradpath that the run may import, for tasks of your own."""
     debug: bool = False
@@ -145,6 +165,28 @@ def report_command(words: Sequence[str]) -> int:
     return 0
 
 
+def view_command(words: Sequence[str]) -> int:
+    """`gradpath view FILE|RUN`."""
+    given = tyro.cli(View, prog="gradpath view", args=list(words))
+    from gradpath.viewing import write_figures, write_frames
+
+    if given.path.is_dir():
+        from gradpath.runs import open_run
+
+        run = open_run(given.path, given.allow)
+        paths = write_figures(run.task.figures(run.path), given.out or run.path / "view")
+    else:
+        from gradpath.render.models import Model
+        from gradpath.render.turntable import turntable
+
+        model = Model.load(given.path)
+        frames = turntable(model, given.frames, given.height, given.width).numpy()
+        paths = write_frames(frames, given.out or given.path.parent / "view", given.path.stem)
+    for path in paths:
+        print(path)
+    return 0
+
+
 def gradcheck_command(words: Sequence[str]) -> int:
     """`gradpath gradcheck [NAME]`."""
     given = tyro.cli(Gradcheck, prog="gradpath gradcheck", args=list(words))
@@ -188,6 +230,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train_command, "train a task in a run folder, or continue a training"),
     "evaluate": (evaluate_command, "evaluate the trained model of a run folder"),
     "report": (report_command, "write report.html of a run folder"),
+    "view": (view_command, "write pictures and videos of a mesh file, or of a run"),
     "gradcheck": (gradcheck_command, "prove every registered gradient against central differences"),
 }
 
