@@ -67,6 +67,8 @@ class View:
     """Rows of these pictures."""
     width: int = 480
     """Columns of these pictures."""
+    rerun: bool = False
+    """Also write a recording of a mesh for the Rerun viewer (extra "viewer")."""
     allow: tuple[str, ...] = ()
     """Modules outside gradpath that the run may import, for tasks of your own."""
     debug: bool = False
@@ -168,7 +170,7 @@ def report_command(words: Sequence[str]) -> int:
 def view_command(words: Sequence[str]) -> int:
     """`gradpath view FILE|RUN`."""
     given = tyro.cli(View, prog="gradpath view", args=list(words))
-    from gradpath.viewing import write_figures, write_frames
+    from gradpath.viewing import write_figures, write_frames, write_recording
 
     if given.path.is_dir():
         from gradpath.runs import open_run
@@ -181,7 +183,11 @@ def view_command(words: Sequence[str]) -> int:
 
         model = Model.load(given.path)
         frames = turntable(model, given.frames, given.height, given.width).numpy()
-        paths = write_frames(frames, given.out or given.path.parent / "view", given.path.stem)
+        folder = given.out or given.path.parent / "view"
+        paths = write_frames(frames, folder, given.path.stem)
+        if given.rerun:
+            mesh = model.mesh.vertices.numpy(), model.mesh.faces.numpy()
+            paths.append(write_recording(*mesh, frames, folder / f"{given.path.stem}.rrd"))
     for path in paths:
         print(path)
     return 0

@@ -41,6 +41,38 @@ def write_frames(frames: np.ndarray, folder: Path, name: str, rate: float = 12.0
     return [still, gif, video]
 
 
+def write_recording(
+    vertices: np.ndarray, faces: np.ndarray, frames: np.ndarray, path: Path, rate: float = 12.0
+) -> Path:
+    """Write a recording for the Rerun viewer: the mesh in 3-D beside the pictures of it; `rerun PATH` shows it.
+
+    Args:
+        vertices: Positions [m], shape (V, 3), z up.
+        faces: Vertex indices, shape (F, 3).
+        frames: RGB, shape (N, H, W, 3), uint8.
+        path: The file, with the suffix .rrd.
+        rate: Pictures per second.
+    Raises:
+        InputError: rerun-sdk is not installed.
+    """
+    try:
+        import rerun
+    except ImportError as error:
+        raise InputError('a recording needs rerun-sdk; pip install "gradpath[viewer]"') from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rerun.RecordingStream("gradpath view") as recording:
+        recording.save(path)
+        recording.log("model", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+        recording.log(
+            "model/mesh", rerun.Mesh3D(vertex_positions=vertices, triangle_indices=faces), static=True
+        )
+        for number, frame in enumerate(frames):
+            recording.set_time("time", duration=number / rate)
+            recording.log("pictures", rerun.Image(frame))
+        recording.flush()
+    return path
+
+
 def write_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:
     """Write the pictures and videos of a report as files, named by their titles; tables and HTML are left to it.
 

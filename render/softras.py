@@ -148,6 +148,28 @@ def make(scalar):
         return out
 
     @wp.func
+    def square_to(triangle: Triangle, pixel: vec2):
+        """The squared distance of `touch` alone: the least of those to the corners and to the lines between them."""
+        w0 = pixel - triangle.a
+        w1 = pixel - triangle.b
+        w2 = pixel - triangle.c
+        square = wp.min(wp.dot(w0, w0), wp.min(wp.dot(w1, w1), wp.dot(w2, w2)))
+        c0 = turn_of(triangle.ab, w0)
+        c1 = turn_of(triangle.bc, w1)
+        c2 = turn_of(triangle.ca, w2)
+        # Between the corners, where the way along the edge is forward from one and backward from the other.
+        if wp.dot(w0, triangle.ab) > zero and wp.dot(w1, triangle.ab) < zero:
+            square = wp.min(square, c0 * c0 * triangle.inverse[0])
+        if wp.dot(w1, triangle.bc) > zero and wp.dot(w2, triangle.bc) < zero:
+            square = wp.min(square, c1 * c1 * triangle.inverse[1])
+        if wp.dot(w2, triangle.ca) > zero and wp.dot(w0, triangle.ca) < zero:
+            square = wp.min(square, c2 * c2 * triangle.inverse[2])
+        s = triangle.turn
+        if c0 * s > zero and c1 * s > zero and c2 * s > zero:
+            return -square
+        return square
+
+    @wp.func
     def probability(square: scalar, sigma: scalar):
         """Probability that a face covers the pixel, and that it does not; `square` is at most some 30 sigma."""
         e = wp.exp(square / sigma)
@@ -210,12 +232,11 @@ def make(scalar):
                 box = bounds(triangle, reach, wp.vec4i(left, top, right, bottom))
                 for y in range(box[1], box[3] + 1):
                     for x in range(box[0], box[2] + 1):
-                        at = Touch()
-                        at.square = reach * reach
+                        square = reach * reach
                         if rule[1] > zero or clear[b, y, x] > covered:
-                            at = touch(triangle, vec2(scalar(x) + half, scalar(y) + half))
-                        if at.square < reach * reach:
-                            p, q = probability(at.square, rule[0])
+                            square = square_to(triangle, vec2(scalar(x) + half, scalar(y) + half))
+                        if square < reach * reach:
+                            p, q = probability(square, rule[0])
                             clear[b, y, x] = clear[b, y, x] * q
                             if rule[1] > zero:
                                 inner, _total = barycentrics(triangle, pixel_ray(x, y, camera))

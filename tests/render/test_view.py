@@ -1,5 +1,7 @@
 """`gradpath view`: pictures of a mesh file from all sides, and of a run what its task draws."""
 
+import sys
+
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from gradpath.figures import Figure
 from gradpath.meshes import TriangleMesh
 from gradpath.render import Look, Model
 from gradpath.render.turntable import BACKGROUND, turntable
-from gradpath.viewing import write_figures, write_frames
+from gradpath.viewing import write_figures, write_frames, write_recording
 
 
 def test_a_mesh_file_becomes_a_picture_a_gif_and_a_video(tmp_path, capsys):
@@ -55,6 +57,25 @@ def test_figures_of_a_run_become_files(tmp_path):
     assert paths[0].read_text() == "<svg/>" and paths[1].read_bytes() == b"video"
     with pytest.raises(InputError, match="has no pictures yet"):
         write_figures(figures[2:], tmp_path)
+
+
+def test_a_recording_for_the_viewer(tmp_path, capsys):
+    pytest.importorskip("rerun", reason='needs the extra "viewer"')
+    trimesh.creation.box().export(tmp_path / "box.obj")
+    small = ["--frames", "2", "--height", "24", "--width", "32"]
+    assert cli.main(["view", str(tmp_path / "box.obj"), "--rerun", *small]) == 0
+    recording = capsys.readouterr().out.split()[-1]
+    with open(recording, "rb") as file:
+        content = file.read()
+    assert content[:3] == b"RRF" and b"model/mesh" in content and b"pictures" in content
+
+
+def test_without_the_viewer_a_recording_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(InputError, match=r"gradpath\[viewer\]"):
+        write_recording(
+            np.zeros((3, 3)), np.zeros((1, 3)), np.zeros((1, 4, 4, 3), np.uint8), tmp_path / "a.rrd"
+        )
 
 
 def test_bad_files_and_frames_are_refused(tmp_path, capsys):
