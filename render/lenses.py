@@ -168,7 +168,7 @@ class Fisheye(_Central):
         """Place in the image, in whatever direction points lie but straight behind."""
         x, z = points[..., :2], points[..., 2:]
         square = (x * x).sum(-1, keepdim=True)
-        central = square < 1e-18 * z * z
+        central = square <= 1e-18 * z * z  # also at the centre itself, where pieces lie that are not there
         radius = torch.where(central, torch.ones_like(square), square).sqrt()
         theta = torch.atan2(radius, z)
         t = theta * theta

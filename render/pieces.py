@@ -82,11 +82,6 @@ class Fragments:
         alpha, depth = composite_image(self._frame, self.bent, self.intrinsics, self._state)
         return alpha, self.lens.unbend_depth(depth, self.far)
 
-    def hard_alpha_depth(self) -> tuple[Tensor, Tensor]:
-        """Alpha and depth [m] of the nearest surfaces, without gradient."""
-        alpha, depth = hard_image(self._frame[0], self._state)
-        return alpha, self.lens.unbend_depth(depth, self.far)
-
     @cached_property
     def weights(self) -> Tensor:
         """Shares of the pieces in each pixel, the background last, (B, H, W, P + 1); they sum to 1.

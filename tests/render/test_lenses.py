@@ -215,3 +215,20 @@ def test_soft_channels_through_a_lens_blend_towards_far():
 def test_bad_angles_are_refused():
     with pytest.raises(InputError, match="between 0 and pi"):
         Fisheye(angle=4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lens", [None, Orthographic(), Distortion(**COEFFICIENTS), Fisheye(0.01)])
+def test_every_channel_is_finite_also_for_degenerate_faces_and_empty_pixels(lens, dtype):
+    generator = torch.Generator().manual_seed(3)
+    points = torch.randn(2, 8, 3, generator=generator).to(dtype) + torch.tensor([0.0, 0.0, 1.0], dtype=dtype)
+    points[:, 1] = points[:, 0]
+    points[:, 2] = torch.tensor([0.0, 0.0, 0.05], dtype=dtype)
+    faces = torch.randint(0, 8, (12, 3), generator=generator)
+    x = points.requires_grad_()
+    channels = ("alpha", "depth", "normal", "position", "flow")
+    image = draw(x, faces, lens, METRES, channels, points_next=1.1 * x)
+    sum(value.sum() for value in image.values()).backward()
+    assert all(bool(torch.isfinite(value).all()) for value in image.values())
+    assert bool(torch.isfinite(x.grad).all()) and float(image["alpha"].detach().max()) > 0.5
+    assert float(image["alpha"].detach().min()) == 0.0
