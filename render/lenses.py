@@ -112,7 +112,7 @@ class Distortion(_Central):
 
     def fold(self) -> float:
         """Radius [focal lengths] up to which the radial map grows; infinite where it always does."""
-        k1, k2, k3 = (float(k) for k in (self.k1, self.k2, self.k3))
+        k1, k2, k3 = (float(torch.as_tensor(k).detach()) for k in (self.k1, self.k2, self.k3))
         roots = np.roots([7.0 * k3, 5.0 * k2, 3.0 * k1, 1.0])  # of the derivative, in the squared radius
         real = roots[(np.abs(roots.imag) < 1e-12) & (roots.real > 0)].real
         return math.sqrt(float(real.min())) if len(real) else math.inf
