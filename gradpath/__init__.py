@@ -11,6 +11,7 @@ from gradpath.errors import (
     GradpathError,
     InputError,
     LoadError,
+    MismatchError,
     NonFiniteError,
     ShapeError,
     WireError,
@@ -18,6 +19,8 @@ from gradpath.errors import (
 from gradpath.loss_matrix import LossMatrix, loss_matrix
 from gradpath.losses import Losses, LossValues, Ramp, auxiliary
 from gradpath.memory import Memory
+from gradpath.mismatch import mismatch
+from gradpath.mismatch_report import Gap, Mismatch
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
 from gradpath.report import GradientReport, gradient_report
@@ -35,6 +38,7 @@ __all__ = [
     "Contract",
     "ContractError",
     "CustomGradient",
+    "Gap",
     "GradientError",
     "GradientReport",
     "GradpathError",
@@ -44,6 +48,8 @@ __all__ = [
     "LossValues",
     "Losses",
     "Memory",
+    "Mismatch",
+    "MismatchError",
     "NonFiniteError",
     "Pipeline",
     "Ramp",
@@ -63,6 +69,7 @@ __all__ = [
     "load",
     "load_train_state",
     "loss_matrix",
+    "mismatch",
     "mode",
     "observe",
     "relax",

@@ -2,7 +2,8 @@
 
 `gp.mode` chooses what runs: `"soft"`, the relaxed value and its gradient; `"hard"`, the operation that a robot runs;
 `"straight_through"`, the hard value with the gradient of the soft one. The temperature tau is above zero, and the soft
-value tends to the hard one as tau tends to zero; each docstring bounds the error. tau is a number or an `Anneal`.
+value tends to the hard one as tau tends to zero; each docstring bounds the error. tau is a number or an `Anneal`;
+`scaled` multiplies all temperatures of a program.
 """
 
 from gradpath.relax_choice import (
@@ -34,6 +35,7 @@ from gradpath.relax_scalar import (
     visibility,
 )
 from gradpath.relax_sort import permutation, quantile, rank, sort
+from gradpath.relaxation import relaxation, scaled
 
 __all__ = [
     "Anneal",
@@ -58,7 +60,9 @@ __all__ = [
     "quantile",
     "quantize",
     "rank",
+    "relaxation",
     "round",
+    "scaled",
     "sign",
     "sort",
     "step",

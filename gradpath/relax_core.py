@@ -12,6 +12,7 @@ from torch import Tensor
 from gradpath.errors import InputError
 from gradpath.kernel_registry import register
 from gradpath.mode import current_mode
+from gradpath.relaxation import positive
 
 
 class Anneal:
@@ -28,7 +29,7 @@ class Anneal:
     """
 
     def __init__(self, start: float, end: float, steps: int):
-        self.start, self.end = temperature(start, "Anneal"), temperature(end, "Anneal")
+        self.start, self.end = positive(start, "Anneal"), positive(end, "Anneal")
         if steps < 1:
             raise InputError(f"Anneal: steps is at least 1, got {steps}")
         self.steps = steps
@@ -47,21 +48,6 @@ class Anneal:
 
 
 Temperature = float | Anneal
-
-
-def temperature(tau: Any, name: str) -> float:
-    """Return tau as a number.
-
-    Raises:
-        InputError: it is not above zero and finite.
-    """
-    value = float(tau)
-    if not (value > 0.0 and math.isfinite(value)):
-        raise InputError(
-            f"{name}: tau is above zero and finite, got {value}; for the operation without relaxation use "
-            'gp.mode("hard")'
-        )
-    return value
 
 
 def choose(soft: Callable[[], Tensor], hard: Callable[[], Tensor]) -> Tensor:
@@ -86,6 +72,22 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+def above_half(value: Tensor, **arguments: Any) -> Tensor:
+    """Read a decision between 0 and 1 off a value."""
+    return value > 0.5
+
+
+def rounded(value: Tensor, **arguments: Any) -> Tensor:
+    """Read a whole number off a value."""
+    return torch.floor(value + 0.5)
+
+
+def chosen(value: Tensor, **arguments: Any) -> Tensor:
+    """Read a choice along the last axis off its weights; -1 where none has more than half of the weight."""
+    weight, index = value.max(-1)
+    return torch.where(weight > 0.5, index, -1)
 
 
 def soft_step(fraction: Tensor, tau: float) -> Tensor:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from gradpath.errors import ShapeError
-from gradpath.relax_core import Temperature, choose, draw, register_relaxation, temperature
+from gradpath.relax_core import Temperature, choose, chosen, draw, register_relaxation
+from gradpath.relaxation import relaxation
 
 _NEVER = -1e30  # a score that no path can afford; finite, so that differences of it are no NaN
 
 
+@relaxation("relax.chain", decision=chosen)
 def chain(scores: Tensor, transitions: Tensor, *, tau: Temperature = 1.0) -> Tensor:
     """The states of the best path through time: soft parsing of a sequence.
 
@@ -26,7 +28,7 @@ def chain(scores: Tensor, transitions: Tensor, *, tau: Temperature = 1.0) -> Ten
 
     References: Mensch, Blondel 2018, Differentiable Dynamic Programming.
     """
-    t = temperature(tau, "relax.chain")
+    t = float(tau)
     states = scores.shape[-1]
     if scores.ndim != 3 or transitions.shape != (states, states):
         got = f"{tuple(scores.shape)} and {tuple(transitions.shape)}"
@@ -53,6 +55,7 @@ def chain(scores: Tensor, transitions: Tensor, *, tau: Temperature = 1.0) -> Ten
     return choose(lambda: torch.softmax(through(False) / t, -1), hard)
 
 
+@relaxation("relax.ctc")
 def ctc(log_probabilities: Tensor, labels: Tensor, *, blank: int = 0, tau: Temperature = 1.0) -> Tensor:
     """The cost of the best alignment of a sequence of labels with time: connectionist temporal classification.
 
@@ -69,7 +72,7 @@ def ctc(log_probabilities: Tensor, labels: Tensor, *, blank: int = 0, tau: Tempe
 
     References: Graves et al. 2006, Connectionist Temporal Classification.
     """
-    t = temperature(tau, "relax.ctc")
+    t = float(tau)
     if log_probabilities.ndim != 3 or labels.ndim != 2 or len(labels) != len(log_probabilities):
         got = f"{tuple(log_probabilities.shape)} and {tuple(labels.shape)}"
         raise ShapeError(f"relax.ctc: expected log_probabilities (B, T, C) and labels (B, L), got {got}")

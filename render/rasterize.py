@@ -13,6 +13,7 @@ from gradpath import kernels
 from gradpath.errors import InputError, ShapeError
 from gradpath.kernel_launch import SCALARS
 from gradpath.mode import current_mode
+from gradpath.relaxation import relaxation
 from gradpath.render import composite, contours, layers, scatter
 from gradpath.render.topology import Topology
 
@@ -35,6 +36,12 @@ class Image(NamedTuple):
     soft: bool
 
 
+def _covered(value: dict[str, Tensor], **arguments: Any) -> Tensor | None:
+    """What a pixel decides: whether it shows a surface."""
+    return value["alpha"] > 0.5 if "alpha" in value else None
+
+
+@relaxation("rasterize", temperature="sigma", decision=_covered)
 def rasterize(
     points_camera: Tensor,
     faces: Tensor | Topology,
