@@ -3,6 +3,7 @@
 from gradpath import estimate, implicit, relax
 from gradpath.contract import Contract
 from gradpath.custom_gradient import CustomGradient, custom_gradient
+from gradpath.determinism import Determinism, deterministic
 from gradpath.errors import (
     BudgetError,
     CaptureError,
@@ -38,6 +39,7 @@ __all__ = [
     "Contract",
     "ContractError",
     "CustomGradient",
+    "Determinism",
     "Gap",
     "GradientError",
     "GradientReport",
@@ -63,6 +65,7 @@ __all__ = [
     "check_finite",
     "current_mode",
     "custom_gradient",
+    "deterministic",
     "estimate",
     "gradient_report",
     "implicit",

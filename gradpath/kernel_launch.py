@@ -86,8 +86,28 @@ def _load(kernel: wp.Kernel, device: torch.device, block_dim: int | None) -> Non
         return
     with _first_use:
         if key not in _loaded:  # another thread may have come first
+            if device.type == "cuda":
+                _follow_mode(kernel.module)
             kernel.module.load(wp.device_from_torch(device), 1 if device.type == "cpu" else block_dim or 256)
             _loaded.add(key)
+
+
+def is_deterministic() -> bool:
+    """Return whether atomic operations on a GPU are done in a fixed order."""
+    return bool(wp.config.deterministic != wp.DeterministicMode.NOT_GUARANTEED)
+
+
+def set_deterministic(on: bool) -> None:
+    """Have atomic operations on a GPU done in a fixed order, or not, in kernels that exist already, too."""
+    wp.config.deterministic = wp.DeterministicMode.RUN_TO_RUN if on else wp.DeterministicMode.NOT_GUARANTEED
+    with _first_use:
+        _loaded.clear()
+
+
+def _follow_mode(module: wp.Module) -> None:
+    """Give a module that was made before the mode was chosen the mode; Warp then compiles it again."""
+    if module.options["deterministic"] != wp.config.deterministic:
+        wp.set_module_options({"deterministic": wp.config.deterministic}, module)
 
 
 def array(tensor: torch.Tensor, dtype: Any) -> wp.array:
