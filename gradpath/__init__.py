@@ -3,7 +3,7 @@
 from gradpath import estimate, implicit, relax
 from gradpath.contract import Contract
 from gradpath.custom_gradient import CustomGradient, custom_gradient
-from gradpath.determinism import Determinism, deterministic
+from gradpath.deterministic import Determinism, deterministic
 from gradpath.errors import (
     BudgetError,
     CaptureError,

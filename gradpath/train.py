@@ -196,6 +196,7 @@ class _Trainer:
             raise self._refuse(iteration, f"a gradient became NaN or infinite on its way back at {place}")
         if report is not None and iteration % self.options.profile_every == 0:
             self.gradients_log.write({"iteration": iteration, **gradient_profile(report)})
+            report.tensorboard(self.board, iteration)
         self.optimizer.step()
         return {
             "iteration": iteration,

@@ -80,7 +80,12 @@ def gradient_profile(report: GradientReport) -> dict[str, Any]:
     return {
         "steps": {"carry": carry.tolist(), **{name: norms.tolist() for name, norms in report.stages.items()}},
         "growth": report.growth,
+        "growth_rate": report.growth_rate,
         "zero_share": report.zero_share,
+        "non_finite_share": report.non_finite_share,
+        "stages": {name: summary.json() for name, summary in report.by_stage.items()},
+        "groups": {name: summary.json() for name, summary in report.groups.items()},
+        "worst_worlds": report.worst_worlds(),
     }
 
 
