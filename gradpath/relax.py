@@ -18,7 +18,7 @@ from gradpath.relax_choice import (
 )
 from gradpath.relax_core import Anneal
 from gradpath.relax_lookup import grid, nearest
-from gradpath.relax_paths import chain, ctc
+from gradpath.relax_paths import chain, ctc, dtw
 from gradpath.relax_scalar import (
     absolute,
     clip,
@@ -47,6 +47,7 @@ __all__ = [
     "clip",
     "collisions",
     "ctc",
+    "dtw",
     "grid",
     "iou",
     "marginalize",

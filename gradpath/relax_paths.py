@@ -1,4 +1,4 @@
-"""Relaxed dynamic programming: chains of states, and labels along time. See `gradpath.relax`."""
+"""Relaxed dynamic programming: chains of states, labels along time, alignments. See `gradpath.relax`."""
 
 from __future__ import annotations
 
@@ -100,6 +100,46 @@ def ctc(log_probabilities: Tensor, labels: Tensor, *, blank: int = 0, tau: Tempe
     return choose(lambda: cost(False), lambda: cost(True))
 
 
+@relaxation("relax.dtw")
+def dtw(costs: Tensor, *, tau: Temperature = 1.0) -> Tensor:
+    """The cost of the best alignment of two sequences: dynamic time warping.
+
+    Args:
+        costs: Cost of matching element i of one with element j of the other, (B, n, m), such as
+            `torch.cdist(x, y).square()`.
+        tau: Temperature of the alignment, in units of cost.
+    Returns:
+        (B,): the sum of costs along the best path from (0, 0) to (n - 1, m - 1) by steps of one in i, in j, or both.
+
+    Soft: -tau log of the sum over paths of exp(-cost / tau); its gradient is the expected alignment, (B, n, m), that
+    of the hard one the best alignment. Error: below, by at most tau (n + m - 2) log 3.
+
+    References: Sakoe, Chiba 1978; Cuturi, Blondel 2017, Soft-DTW.
+    """
+    t = float(tau)
+    if costs.ndim != 3 or 0 in costs.shape[1:]:
+        raise ShapeError(f"relax.dtw: expected costs (B, n, m), none of them empty, got {tuple(costs.shape)}")
+    rows, columns = costs.shape[1:]
+
+    def total(best: bool) -> Tensor:
+        """Sweep over diagonals: all cells of one depend on the two before it alone."""
+        index = torch.arange(rows, device=costs.device)
+        never = torch.full_like(costs[:, :, 0], -_NEVER)
+        before, now = never, torch.where(index == 0, costs[:, :, 0], never)
+        for diagonal in range(1, rows + columns - 1):
+            column = diagonal - index
+            inside = (column >= 0) & (column < columns)
+            here = costs[:, index, column.clamp(0, columns - 1)]
+            from_above = torch.cat([never[:, :1], now[:, :-1]], 1)
+            from_corner = torch.cat([never[:, :1], before[:, :-1]], 1)
+            ways = torch.stack([now, from_above, from_corner])
+            reached = ways.amin(0) if best else -t * torch.logsumexp(-ways / t, 0)
+            before, now = now, torch.where(inside, here + reached, never)
+        return now[:, -1]
+
+    return choose(lambda: total(False), lambda: total(True))
+
+
 register_relaxation(chain, lambda batch: {"scores": draw(batch, 4, 3), "transitions": draw(3, 3), "tau": 0.8})
 register_relaxation(
     ctc,
@@ -109,3 +149,4 @@ register_relaxation(
         "tau": 0.8,
     },
 )
+register_relaxation(dtw, lambda batch: {"costs": draw(batch, 3, 4).square(), "tau": 0.6})

@@ -149,6 +149,10 @@ CASES = {
         lambda x, tau: relax.ctc(x.reshape(1, 3, 2).log_softmax(-1), torch.ones(1, 1, dtype=torch.long), tau=tau),
         lambda x, tau: tau * 3 * math.log(3),
     ),
+    "dtw": Case(
+        lambda x, tau: relax.dtw((x[:3, None] - x[3:]).square()[None], tau=tau),
+        lambda x, tau: tau * 4 * math.log(3),
+    ),
 }  # fmt: skip
 
 
@@ -322,6 +326,46 @@ def test_chain_has_the_marginals_of_paths():
         assert torch.equal(relax.chain(x, transitions)[0], one_hots[scores.argmax()])
 
 
+def alignments(rows, columns):
+    """All paths from the first cell to the last."""
+    if (rows, columns) == (1, 1):
+        return [[(0, 0)]]
+    before = [(rows - 1, columns), (rows, columns - 1), (rows - 1, columns - 1)]
+    return [[*path, (rows - 1, columns - 1)] for r, c in before if r and c for path in alignments(r, c)]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5), (1, 4), (3, 1), (1, 1)])
+def test_dtw_is_the_best_of_all_alignments_and_its_gradient_the_alignment(shape):
+    costs = torch.rand(2, *shape, dtype=F64, generator=torch.Generator().manual_seed(7)).requires_grad_()
+    paths = alignments(*shape)
+    totals = torch.stack([sum(costs.detach()[:, i, j] for i, j in path) for path in paths])
+    visits = torch.zeros(len(paths), *shape, dtype=F64)
+    for visit, path in zip(visits, paths, strict=True):
+        for cell in path:
+            visit[cell] = 1.0
+    soft = relax.dtw(costs, tau=0.3)
+    torch.testing.assert_close(soft, -0.3 * torch.logsumexp(-totals / 0.3, 0))
+    expected = torch.einsum("pb,pij->bij", torch.softmax(-totals / 0.3, 0), visits)
+    torch.testing.assert_close(torch.autograd.grad(soft.sum(), costs)[0], expected)
+    with gp.mode("hard"):
+        hard = relax.dtw(costs)
+    torch.testing.assert_close(hard, totals.amin(0))
+    torch.testing.assert_close(torch.autograd.grad(hard.sum(), costs)[0], visits[totals.argmin(0)])
+
+
+def test_hard_samples_learn_by_their_score():
+    """The policy-gradient version of a decision: hard samples, their log-probability, and what they cost."""
+    logits = torch.tensor([0.2, -0.4, 0.1], dtype=F64, requires_grad=True)
+    prices = torch.tensor([1.0, 3.0, -2.0], dtype=F64)
+    with gp.mode("hard"):
+        picked = relax.categorical(logits.expand(200_000, 3), generator=torch.Generator().manual_seed(0))
+    assert set(picked.unique().tolist()) == {0.0, 1.0}
+    score = (picked * torch.log_softmax(logits, -1)).sum(-1)
+    found = torch.autograd.grad(gp.estimate.score_function(score, picked @ prices), logits)[0]
+    expected = torch.autograd.grad(torch.softmax(logits, -1) @ prices, logits)[0]
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
 def test_perturbed_maximizers():
     """Two scores: the first wins with probability Phi(difference / (sqrt 2 tau))."""
     x = torch.tensor([[0.3, 0.1]], dtype=F64, requires_grad=True)
@@ -387,6 +431,7 @@ def test_refusals():
         lambda: relax.grid(x[..., None], x),
         lambda: relax.chain(x, x),
         lambda: relax.ctc(x, x.long()),
+        lambda: relax.dtw(x),
     ):
         with pytest.raises(gp.ShapeError, match="expected"):
             call()
