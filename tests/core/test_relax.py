@@ -391,6 +391,27 @@ def test_perturbed_maximizers():
     torch.testing.assert_close(torch.autograd.grad(both[0, 0], x)[0], gradient)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    x=st.lists(st.floats(-3, 3, width=32), min_size=N, max_size=N, unique=True),
+    tau=st.floats(-4, 1).map(lambda e: 10.0**e),
+)
+def test_the_error_of_perturbed_decisions_is_within_its_bound(x, tau):
+    scores = torch.tensor([x], dtype=F64)
+
+    def decide(scores):
+        return 5.0 * torch.nn.functional.one_hot(scores.argmax(-1), N).to(F64)
+
+    def run(name):
+        with gp.mode(name):
+            generator = torch.Generator().manual_seed(2)
+            return relax.perturbed(decide, scores, generator=generator, samples=50, tau=tau)
+
+    noise = torch.randn(50, 1, N, dtype=F64, generator=torch.Generator().manual_seed(2))
+    changed = (decide(scores + tau * noise) != decide(scores)).any(-1).double().mean()
+    assert (run("soft") - run("hard")).abs().max() <= 5.0 * changed + 1e-12
+
+
 def test_gradients_at_the_corners_are_finite():
     x = torch.zeros(2, 3, requires_grad=True)
     for operation in (relax.absolute, relax.norm, relax.maximum, relax.step, relax.sort, relax.top_k):
