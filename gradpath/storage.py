@@ -15,16 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import safetensors.torch
 import torch
-import warp as wp
 from torch import nn
 
 import gradpath
@@ -33,6 +30,7 @@ from gradpath.errors import InputError, LoadError
 from gradpath.migrations import FORMAT, migrate
 from gradpath.pipeline import Pipeline
 from gradpath.stage import Stage
+from gradpath.versions import versions
 
 _MANIFEST, _WEIGHTS, _TRAIN_STATE = "pipeline.json", "weights.safetensors", "train_state.safetensors"
 
@@ -189,7 +187,7 @@ def _describe(model: Stage) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     modules = dict(model.named_modules())
     manifest = {
         "format": FORMAT,
-        "versions": _versions(),
+        "versions": versions(),
         "model": built,
         "state": {
             "tensors": [name for name in state if name not in aliases],
@@ -267,16 +265,6 @@ def _pack(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None =
     return safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata
     )
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "gradpath": gradpath.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "warp": wp.config.version,
-        "numpy": np.__version__,
-    }
 
 
 def _written_by(manifest: Mapping[str, Any]) -> str:
