@@ -23,8 +23,9 @@ from gradpath.stage import close_match
 class Directions:
     """Random directions in the space of what is differentiated, and what the loss does along them."""
 
-    def __init__(self, runs: Runs, targets: dict[str, Tensor], inputs: bool, noise: list[list[Tensor]]):
-        self.runs, self.targets, self.inputs, self.noise = runs, targets, inputs, noise
+    def __init__(self, runs: Runs, targets: dict[str, Tensor], inputs: bool, scale: float, seeds: list[int]):
+        self.runs, self.targets, self.inputs = runs, targets, inputs
+        self.scale, self.seeds = scale, seeds
 
     @classmethod
     def draw(
@@ -48,13 +49,19 @@ class Directions:
         squares = sum(float(target.detach().double().square().sum()) for target in targets.values())
         scale = std * (math.sqrt(squares / count) if squares > 0 else 1.0)
         generator = generator or torch.Generator().manual_seed(0)
+        seeds = torch.randint(2**62, (samples,), generator=generator, device=generator.device).tolist()
+        return cls(runs, targets, inputs, scale, seeds)
 
-        def normal(like: Tensor) -> Tensor:
-            z = torch.randn(like.shape, dtype=torch.float64, device=generator.device, generator=generator)
-            return (scale * z).to(like.device, like.dtype)
-
-        noise = [[normal(target) for target in targets.values()] for _ in range(samples)]
-        return cls(runs, targets, inputs, noise)
+    def direction(self, seed: int) -> list[Tensor]:
+        """Draw one direction, the same one each time: many of them would need the memory of as many models."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [
+            torch.randn(target.shape, dtype=torch.float64, generator=generator)
+            for target in self.targets.values()
+        ]
+        return [
+            (self.scale * z).to(t.device, t.dtype) for z, t in zip(drawn, self.targets.values(), strict=True)
+        ]
 
     def slopes(self, name: str, factor: float) -> Tensor:
         """Products of the gradient of a mode with each direction, (N,)."""
@@ -65,19 +72,23 @@ class Directions:
             batch = _replaced(batch, dict(zip(self.targets, leaves, strict=True)))
         else:
             leaves = list(self.targets.values())
-        with torch.enable_grad(), last_recording_kept(runs.module):
-            loss = runs.run(None, name, factor, batch)[1]
+        recorded = last_recording_kept(runs.module)
+        with torch.enable_grad(), recorded, runs.run(None, name, factor, batch) as (_, loss):
             assert loss is not None
             if not loss.requires_grad:
-                return torch.zeros(len(self.noise), dtype=torch.float64)
+                return torch.zeros(len(self.seeds), dtype=torch.float64)
             found = torch.autograd.grad(loss.mean(), leaves, allow_unused=True, materialize_grads=True)
-        rows = [[(g.double() * z).sum() for g, z in zip(found, noise, strict=True)] for noise in self.noise]
-        return torch.stack([torch.stack(row).sum() for row in rows])
+        products = []
+        for seed in self.seeds:
+            pairs = zip(found, self.direction(seed), strict=True)
+            products.append(sum(float((g.double() * z).sum()) for g, z in pairs))
+        return torch.tensor(products, dtype=torch.float64)
 
     def changes(self, watcher: Watcher | None, name: str, factor: float) -> Tensor:
         """Half of the change of the loss from behind to ahead along each direction, (N,)."""
         found = []
-        for noise in self.noise:
+        for seed in self.seeds:
+            noise = self.direction(seed)
             ahead, behind = (self._loss_at(sign, noise, watcher, name, factor) for sign in (1.0, -1.0))
             found.append((ahead - behind) / 2)
         return torch.tensor(found, dtype=torch.float64)
@@ -86,15 +97,14 @@ class Directions:
     def _loss_at(
         self, sign: float, noise: list[Tensor], watcher: Watcher | None, name: str, factor: float
     ) -> float:
+        batch = fresh(self.runs.batch)
         moved = [target + sign * z for target, z in zip(self.targets.values(), noise, strict=True)]
         if self.inputs:
-            batch = _replaced(fresh(self.runs.batch), dict(zip(self.targets, moved, strict=True)))
-            loss = self.runs.run(watcher, name, factor, batch)[1]
-        else:
-            with _moved(list(self.targets.values()), moved):
-                loss = self.runs.run(watcher, name, factor)[1]
-        assert loss is not None
-        return float(loss.double().mean())
+            batch = _replaced(batch, dict(zip(self.targets, moved, strict=True)))
+        weights = [] if self.inputs else list(zip(self.targets.values(), moved, strict=True))
+        with _moved(weights), self.runs.run(watcher, name, factor, batch) as (_, loss):
+            assert loss is not None
+            return float(loss.double().mean())
 
 
 def _inputs(batch: Mapping[str, Any], wrt: Sequence[str] | None) -> dict[str, Tensor]:
@@ -127,13 +137,13 @@ def _replaced(value: Any, new: Mapping[str, Tensor], prefix: str = "") -> Any:
 
 
 @contextlib.contextmanager
-def _moved(targets: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+def _moved(weights: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Give parameters other values for a while, in place: what a stage has wrapped stays the same memory."""
-    before = [target.detach().clone() for target in targets]
+    before = [target.detach().clone() for target, _ in weights]
     try:
-        for target, value in zip(targets, values, strict=True):
+        for target, value in weights:
             target.copy_(value)
         yield
     finally:
-        for target, value in zip(targets, before, strict=True):
+        for (target, _), value in zip(weights, before, strict=True):
             target.copy_(value)

@@ -206,12 +206,11 @@ class _Measurement:
 
     def _run(self, watcher: Watcher | None, name: str, factor: float = 1.0) -> _Run:
         """Run without a gradient."""
-        with torch.no_grad():
-            result, loss = self.runs.run(watcher, name, factor)
-        outputs = result.recorded if isinstance(result, Trajectory) else result
-        named = outputs if isinstance(outputs, Mapping) else {"output": outputs}
-        leaves = [pair for key, value in named.items() for pair in tensors(value, str(key))]
-        return _Run({path: value for path, value in leaves if value.is_floating_point()}, loss)
+        with torch.no_grad(), self.runs.run(watcher, name, factor) as (result, loss):
+            outputs = result.recorded if isinstance(result, Trajectory) else result
+            named = outputs if isinstance(outputs, Mapping) else {"output": outputs}
+            leaves = [pair for key, value in named.items() for pair in tensors(value, str(key))]
+            return _Run({path: value.clone() for path, value in leaves if value.is_floating_point()}, loss)
 
 
 def _difference(one: _Run, other: _Run) -> Interval | None:

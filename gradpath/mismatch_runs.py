@@ -49,10 +49,14 @@ class Runs:
         """Return a watcher that has one operation hard and the others soft."""
         return lambda call: call.run("hard" if self.key(call) == key else "soft")
 
+    @contextlib.contextmanager
     def run(
         self, watcher: Watcher | None, name: str, factor: float, batch: Mapping[str, Any] | None = None
-    ) -> tuple[Any, Tensor | None]:
-        """Run the model and its losses from the start, on a copy of the batch unless one is given."""
+    ) -> Iterator[tuple[Any, Tensor | None]]:
+        """Run the model and its losses from the start, on a copy of the batch unless one is given.
+
+        Within the block, which may run a backward pass, the model is as the run has left it; then as it was before.
+        """
         batch = fresh(self.batch) if batch is None else batch
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng())
@@ -65,21 +69,25 @@ class Runs:
                 stack.enter_context(watched(watcher))
             result = self.model(**batch)
             loss = None if self.losses is None else _by_world(self.losses, result)
-        if loss is not None and not bool(loss.isfinite().all()):
-            raise NonFiniteError(
-                f"mismatch: the loss of the {name} run at factor {factor:g} on the temperatures is NaN or infinite, so "
-                "nothing can be compared; run within gp.check_finite() to find the stage where it begins"
-            )
-        return result, loss
+            if loss is not None and not bool(loss.isfinite().all()):
+                raise NonFiniteError(
+                    f"mismatch: the loss of the {name} run at factor {factor:g} on the temperatures is NaN or "
+                    "infinite, so nothing can be compared; run within gp.check_finite() to find the stage where it "
+                    "begins"
+                )
+            yield result, loss
 
 
 def fresh(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch with its own tensors and generators, these in the same state."""
+    """Return a batch with its own tensors and generators, these in the same state; what is one thing stays one."""
+    made: dict[int, Any] = {}
 
     def copy(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf.detach().clone()
-        return leaf.clone_state() if isinstance(leaf, torch.Generator) else leaf
+        if not isinstance(leaf, Tensor | torch.Generator):
+            return leaf
+        if id(leaf) not in made:
+            made[id(leaf)] = leaf.detach().clone() if isinstance(leaf, Tensor) else leaf.clone_state()
+        return made[id(leaf)]
 
     return {name: tree.map_leaves(copy, value) for name, value in batch.items()}
 
@@ -99,16 +107,13 @@ def _by_world(losses: LossLike, result: Any) -> Tensor:
 @contextlib.contextmanager
 def _buffers_kept(module: nn.Module | None) -> Iterator[None]:
     """Put buffers back that a run has written into."""
-    saved = (
-        [] if module is None else [(buffer, buffer.clone(), buffer._version) for buffer in module.buffers()]
-    )
+    saved = [] if module is None else [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, before, version in saved:
-                if buffer._version != version:
-                    buffer.copy_(before)
+            for buffer, before in saved:
+                buffer.copy_(before)
 
 
 @contextlib.contextmanager

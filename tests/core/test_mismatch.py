@@ -176,6 +176,42 @@ def test_a_rollout_counts_each_step_and_is_left_as_it_was():
     assert math.isnan(narrow["end to end"].cosine.value) and "a larger std reaches farther" in narrow.table()
 
 
+class Filter(gp.Stage):
+    """Keeps a running mean in a buffer, which its gradient needs; draws noise from two names of one generator."""
+
+    contract = gp.Contract(
+        inputs={"x": "B", "one": "generator", "two": "generator"},
+        outputs={"y": "B"},
+        gradient="relaxed",
+        effects=("mutates:mean",),
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.5, dtype=F64))
+        self.register_buffer("mean", torch.zeros((), dtype=F64))
+
+    def forward(self, x, one, two):
+        self.mean.mul_(0.5).add_(0.5 * x.detach().mean() + 1.0)
+        noise = torch.randn(2, generator=one, dtype=F64) + torch.randn(2, generator=two, dtype=F64)
+        return relax.step(self.gain * x * self.mean + noise.sum(), tau=0.3)
+
+
+def test_a_stage_that_writes_into_a_buffer_and_one_generator_of_two_names():
+    stage, generator = Filter(), torch.Generator().manual_seed(3)
+    model = gp.Pipeline(filter=stage)
+    x = torch.linspace(-1, 1, 8, dtype=F64)
+    values = {"x": x, "one": generator, "two": generator}
+    found = gp.mismatch(model, values, lambda v: v["filter.y"], (), samples=6, std=0.5)
+    assert stage.mean == 0.0
+    drawn = generator.clone_state()
+    first, second = (torch.randn(2, generator=drawn, dtype=F64) for _ in range(2))
+    z = 1.5 * x * (0.5 * x.mean() + 1.0) + (first + second).sum()
+    soft, hard = torch.sigmoid(z / 0.3), (z > 0).to(F64)
+    assert list(found["end to end"].loss) == pytest.approx(interval(hard - soft))
+    assert found["end to end"].cosine.value > 0.5
+
+
 def test_the_gradient_of_a_smooth_pipeline_agrees_with_that_of_zeroth_order():
     """At a temperature at which soft is hard, away from all decisions, the cosine is one."""
     values = batch()
