@@ -50,7 +50,8 @@ def summarize(gradients: Mapping[str, Iterable[tuple[Tensor | None, int]]]) -> d
             if gradient is None:
                 missing += numel
             else:
-                present.append(gradient.detach())
+                gradient = gradient.detach()
+                present.append(torch.view_as_real(gradient) if gradient.is_complex() else gradient)
         counts[name] = [total, missing]
         rows += [_row(present)] if present else []
     found = iter(torch.stack([row.to(rows[0].device) for row in rows]).tolist() if rows else [])
@@ -64,17 +65,12 @@ def summarize(gradients: Mapping[str, Iterable[tuple[Tensor | None, int]]]) -> d
 
 def _row(gradients: list[Tensor]) -> Tensor:
     """Square of the norm, number of zeros, number of what is not finite, (3,)."""
-    parts = [
-        torch.stack(
-            [
-                torch.linalg.vector_norm(g, dtype=torch.float64).square(),
-                (g == 0).sum().double(),
-                (~g.isfinite()).sum().double(),
-            ]
-        )
-        for g in gradients
-    ]
-    return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
+    parts = []
+    for gradient in gradients:
+        square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+        counts = [(gradient == 0).sum(), (~gradient.isfinite()).sum()]
+        parts.append(torch.stack([square, *(count.double() for count in counts)]).to(gradients[0].device))
+    return torch.stack(parts).sum(0)
 
 
 def parameter_groups(
