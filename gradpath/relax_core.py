@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gradpath.mode import current_mode
 from gradpath.relaxation import positive
 
 
+@dataclass(eq=False, repr=False)
 class Anneal:
     """A temperature that falls from one value to another, step by step of the training.
 
@@ -22,18 +24,24 @@ class Anneal:
         start: The first temperature.
         end: The last one, above zero; it stays there.
         steps: Calls of `step` from the first to the last.
+        position: How many were made.
 
-    A relaxed operation takes it as `tau=`; on a logarithmic scale, it falls evenly. `position` may be saved and set.
+    A relaxed operation takes it as `tau=`; on a logarithmic scale, it falls evenly. As an argument of a stage it is
+    saved with the stage, where it stands.
     Raises:
         InputError: a temperature is not above zero, or there are no steps.
     """
 
-    def __init__(self, start: float, end: float, steps: int):
-        self.start, self.end = positive(start, "Anneal"), positive(end, "Anneal")
-        if steps < 1:
-            raise InputError(f"Anneal: steps is at least 1, got {steps}")
-        self.steps = steps
-        self.position = 0
+    start: float
+    end: float
+    steps: int
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        positive(self.start, "Anneal", "start")
+        positive(self.end, "Anneal", "end")
+        if self.steps < 1:
+            raise InputError(f"Anneal: steps is at least 1, got {self.steps}")
 
     def step(self) -> None:
         """Go to the next temperature."""

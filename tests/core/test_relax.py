@@ -241,6 +241,31 @@ def test_a_temperature_is_annealed():
         relax.Anneal(1.0, 0.1, 0)
 
 
+class Grip(gp.Stage):
+    contract = gp.Contract(inputs={"x": "B"}, outputs={"y": "B"}, gradient="relaxed")
+
+    def __init__(self, tau, other):
+        super().__init__()
+        self.tau, self.other = tau, other
+
+    def forward(self, x):
+        return relax.step(x, tau=self.tau) * relax.sign(x, tau=self.other)
+
+
+def test_an_annealed_stage_is_saved_where_it_stands(tmp_path):
+    tau = relax.Anneal(1.0, 0.01, steps=4)
+    stage = Grip(tau, tau)
+    tau.step()
+    gp.save(stage, tmp_path)
+    found = gp.load(tmp_path, allow=(__name__,))
+    assert float(found.tau) == float(tau) and found.tau is found.other
+    x = torch.tensor([0.1, -0.3])
+    assert torch.equal(found(x), stage(x))
+    found.tau.step()
+    tau.step()
+    assert float(found.other) == float(tau) == pytest.approx(0.1)
+
+
 def test_hard_samples_are_exactly_distributed():
     draws, generator = 100_000, torch.Generator().manual_seed(0)
     logits = torch.tensor([0.5, -1.0, 1.5, 0.0, -2.5])
