@@ -92,22 +92,36 @@ def _load(kernel: wp.Kernel, device: torch.device, block_dim: int | None) -> Non
             _loaded.add(key)
 
 
+_ordered = False
+_config = wp.DeterministicMode.NOT_GUARANTEED
+
+
 def is_deterministic() -> bool:
-    """Return whether atomic operations on a GPU are done in a fixed order."""
-    return bool(wp.config.deterministic != wp.DeterministicMode.NOT_GUARANTEED)
+    """Return whether `set_deterministic` has atomic operations on a GPU done in a fixed order."""
+    return _ordered
 
 
 def set_deterministic(on: bool) -> None:
     """Have atomic operations on a GPU done in a fixed order, or not, in kernels that exist already, too."""
-    wp.config.deterministic = wp.DeterministicMode.RUN_TO_RUN if on else wp.DeterministicMode.NOT_GUARANTEED
+    global _ordered, _config
+    if on == _ordered:
+        return
+    _ordered = on
+    # Without a GPU the mode would change nothing but the names under which compiled kernels are found again.
+    if torch.cuda.is_available():
+        if on:
+            _config = wp.config.deterministic
+        wp.config.deterministic = max(_config, wp.DeterministicMode.RUN_TO_RUN) if on else _config
     with _first_use:
         _loaded.clear()
 
 
 def _follow_mode(module: wp.Module) -> None:
-    """Give a module that was made before the mode was chosen the mode; Warp then compiles it again."""
-    if module.options["deterministic"] != wp.config.deterministic:
-        wp.set_module_options({"deterministic": wp.config.deterministic}, module)
+    """Give a module the mode that holds now, which it may have been made before; Warp then compiles it again."""
+    least = wp.DeterministicMode.RUN_TO_RUN if _ordered else wp.DeterministicMode.NOT_GUARANTEED
+    mode = max(wp.config.deterministic, least)
+    if module.options["deterministic"] != mode:
+        wp.set_module_options({"deterministic": mode}, module)
 
 
 def array(tensor: torch.Tensor, dtype: Any) -> wp.array:

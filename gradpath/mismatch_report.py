@@ -101,7 +101,7 @@ class Mismatch:
 
         Args:
             limits: The largest `distance`, share of `decisions` and size of the `loss` difference, and the smallest
-                `cosine`. What was not measured is not held against a limit, end to end apart.
+                `cosine`. A figure that is NaN keeps no limit; one that was not measured is passed over.
         Raises:
             MismatchError: names each operation that is beyond, what it has, and what to do.
             InputError: another name, or a limit on what was not measured at all.
