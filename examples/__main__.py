@@ -57,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def with_run_folder(example: Callable[..., Mapping[str, Any]], default: Path) -> Callable[..., None]:
-    """Return a command with the options of an example and one more, the folder for its figures."""
+    """Return a command with the options of an example and one more, the folder for its figures.
+
+    An example that has a parameter `run` itself, for pictures, is given the folder.
+    """
+    signature = inspect.signature(example)
+    own = {name: parameter for name, parameter in signature.parameters.items() if name != "run"}
 
     def command(*, run: Path, **options: Any) -> None:
         from gradpath.cli import print_metrics
@@ -68,16 +73,15 @@ def with_run_folder(example: Callable[..., Mapping[str, Any]], default: Path) ->
                 f"{run} holds a training, whose metrics.json would be lost; choose another --run"
             )
         run.mkdir(parents=True, exist_ok=True)
-        figures = example(**options)
+        figures = example(**options) if len(own) == len(signature.parameters) else example(**options, run=run)
         write_json(run / "metrics.json", figures)
         print_metrics(figures)
         print(run / "metrics.json")
 
     help_of_run = tyro.conf.arg(help="The folder that metrics.json, with the figures, is written to.")
     types = get_type_hints(example, include_extras=True) | {"run": Annotated[Path, help_of_run]}
-    signature = inspect.signature(example)
     extra = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types["run"])
-    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=[*own.values(), extra])  # type: ignore[attr-defined]
     command.__annotations__, command.__doc__ = types, example.__doc__
     return command
 

@@ -205,7 +205,8 @@ def build_rollout(options: FlightOptions, step: gp.Pipeline, length: int | None 
         length=length or options.length,
         carry={"state": "body.state", "memory": "encode.memory"},
         memory=options.memory_setting,
-        decay=options.decay ** (1.0 / options.control_rate) if options.decay < 1.0 else None,
+        decay=options.decay if options.decay < 1.0 else None,
+        dt=1.0 / options.control_rate,
         record=RECORD,
     )
 

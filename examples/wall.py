@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,15 @@ def loss(angle: Tensor) -> Tensor:
     return -torch.where(stopped, DISTANCE, landing).square()
 
 
+@functools.cache
+def quantiles() -> Tensor:
+    """Standard normal numbers that share out the probability evenly."""
+    return torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
+
+
 def expected_loss(angle: float) -> float:
     """The mean of the loss over the noise, by a fine sum over quantiles."""
-    share = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    return float(loss(angle + NOISE * torch.special.ndtri(share)).mean())
+    return float(loss(angle + NOISE * quantiles()).mean())
 
 
 def throw(name: str, iterations: int, samples: int, learning_rate: float, seed: int) -> list[float]:

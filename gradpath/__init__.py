@@ -3,6 +3,7 @@
 from gradpath import estimate, implicit, relax
 from gradpath.contract import Contract
 from gradpath.custom_gradient import CustomGradient, custom_gradient
+from gradpath.deterministic import Determinism, deterministic
 from gradpath.errors import (
     BudgetError,
     CaptureError,
@@ -11,6 +12,7 @@ from gradpath.errors import (
     GradpathError,
     InputError,
     LoadError,
+    MismatchError,
     NonFiniteError,
     ShapeError,
     WireError,
@@ -18,6 +20,8 @@ from gradpath.errors import (
 from gradpath.loss_matrix import LossMatrix, loss_matrix
 from gradpath.losses import Losses, LossValues, Ramp, auxiliary
 from gradpath.memory import Memory
+from gradpath.mismatch import mismatch
+from gradpath.mismatch_report import Gap, Mismatch
 from gradpath.mode import current_mode, mode
 from gradpath.pipeline import Pipeline
 from gradpath.report import GradientReport, gradient_report
@@ -35,6 +39,8 @@ __all__ = [
     "Contract",
     "ContractError",
     "CustomGradient",
+    "Determinism",
+    "Gap",
     "GradientError",
     "GradientReport",
     "GradpathError",
@@ -44,6 +50,8 @@ __all__ = [
     "LossValues",
     "Losses",
     "Memory",
+    "Mismatch",
+    "MismatchError",
     "NonFiniteError",
     "Pipeline",
     "Ramp",
@@ -57,12 +65,14 @@ __all__ = [
     "check_finite",
     "current_mode",
     "custom_gradient",
+    "deterministic",
     "estimate",
     "gradient_report",
     "implicit",
     "load",
     "load_train_state",
     "loss_matrix",
+    "mismatch",
     "mode",
     "observe",
     "relax",

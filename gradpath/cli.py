@@ -230,7 +230,13 @@ RUN_HELP = (
 )
 
 # Importing them registers the operations of the library.
-OPERATIONS = ("gradpath.distances", "gradpath.render", "gradpath.sim")
+OPERATIONS = (
+    "gradpath.distances",
+    "gradpath.sim",
+    "gradpath.render",
+    "gradpath.perception",
+    "gradpath.planners",
+)
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train_command, "train a task in a run folder, or continue a training"),

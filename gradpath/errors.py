@@ -39,3 +39,7 @@ class GradientError(GradpathError, ArithmeticError):
 
 class LoadError(GradpathError, OSError):
     """A saved run is missing, damaged, newer than this version, or asks for code that is not allowed."""
+
+
+class MismatchError(GradpathError, ArithmeticError):
+    """Relaxed operations differ more from the hard ones than a limit allows; names the operations."""

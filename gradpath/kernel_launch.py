@@ -86,8 +86,42 @@ def _load(kernel: wp.Kernel, device: torch.device, block_dim: int | None) -> Non
         return
     with _first_use:
         if key not in _loaded:  # another thread may have come first
+            if device.type == "cuda":
+                _follow_mode(kernel.module)
             kernel.module.load(wp.device_from_torch(device), 1 if device.type == "cpu" else block_dim or 256)
             _loaded.add(key)
+
+
+_ordered = False
+_config = wp.DeterministicMode.NOT_GUARANTEED
+
+
+def is_deterministic() -> bool:
+    """Return whether `set_deterministic` has atomic operations on a GPU done in a fixed order."""
+    return _ordered
+
+
+def set_deterministic(on: bool) -> None:
+    """Have atomic operations on a GPU done in a fixed order, or not, in kernels that exist already, too."""
+    global _ordered, _config
+    if on == _ordered:
+        return
+    _ordered = on
+    # Without a GPU the mode would change nothing but the names under which compiled kernels are found again.
+    if torch.cuda.is_available():
+        if on:
+            _config = wp.config.deterministic
+        wp.config.deterministic = max(_config, wp.DeterministicMode.RUN_TO_RUN) if on else _config
+    with _first_use:
+        _loaded.clear()
+
+
+def _follow_mode(module: wp.Module) -> None:
+    """Give a module the mode that holds now, which it may have been made before; Warp then compiles it again."""
+    least = wp.DeterministicMode.RUN_TO_RUN if _ordered else wp.DeterministicMode.NOT_GUARANTEED
+    mode = max(wp.config.deterministic, least)
+    if module.options["deterministic"] != mode:
+        wp.set_module_options({"deterministic": mode}, module)
 
 
 def array(tensor: torch.Tensor, dtype: Any) -> wp.array:

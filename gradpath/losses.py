@@ -109,6 +109,19 @@ class Losses:
         """Return the weights at this position."""
         return {name: term.weight_at(self.position) for name, term in self.terms.items()}
 
+    def by_world(self, values: Mapping[str, Any]) -> torch.Tensor:
+        """Return the weighted sum of each world, (B,), or () where no loss tells worlds apart.
+
+        Its mean is the total; a loss that does not tell worlds apart counts in each. Raises as a call does, apart
+        from numbers that are not finite, which are handed on.
+        """
+        weights = self.weights()
+        total = torch.zeros(())
+        for name, term in self.terms.items():
+            value = _evaluate(name, term, values)
+            total = total + weights[name] * (value.mean(0) if value.ndim == 2 else value)
+        return total
+
     def __call__(self, values: Mapping[str, Any]) -> LossValues:
         """Compute every loss.
 

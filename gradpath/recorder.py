@@ -1,6 +1,7 @@
 """Measures gradients while a time loop runs backward: norms per stage, time step and world.
 
-Nothing waits for the device until somebody reads: norms go into buffers on the device of the carry.
+Nothing waits for the device until somebody reads: norms go into buffers on the device of the carry. A gradient is
+measured when it arrives and is not held: keeping those of a whole step would cost more than measuring them.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ class Recording:
         self.parameters = {stage: self._buffer() for stage in self._owned}
         self.complete = False
         self._paused = False
-        self._arrived: list[tuple[str, Tensor]] = []
-        self._measured: list[tuple[int, list[str], Tensor]] = []
+        self._measured: dict[str, Tensor] = {}
+        self._rows: dict[str, tuple[Tensor, ...]] = {}
+        self._filled: set[tuple[str, int]] = set()
 
     @property
     def outputs(self) -> dict[str, Tensor]:
@@ -125,10 +127,10 @@ class Recording:
 
         def attach(stage: str, path: str, value: Tensor) -> None:
             if value.requires_grad:
-                value.register_hook(partial(self._arrive, f"{stage}.{path}"))
+                value.register_hook(partial(self._arrive, f"{stage}.{path}", step))
 
         handles = [
-            module.register_forward_pre_hook(partial(self._attach_inputs, stage), with_kwargs=True)
+            module.register_forward_pre_hook(partial(self._attach_inputs, stage, step), with_kwargs=True)
             for stage, module in (self._owner.wiring.stages if self._owner.check_finite else {}).items()
         ]
         try:
@@ -138,14 +140,16 @@ class Recording:
             for handle in handles:
                 handle.remove()
 
-    def _attach_inputs(self, stage: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _attach_inputs(
+        self, stage: str, step: int, module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
         """Give a stage its own alias of each input, to see what gradient this stage alone gives to it."""
 
         def alias(leaf: Any) -> Any:
             if not (isinstance(leaf, Tensor) and leaf.requires_grad):
                 return leaf
             own = leaf.view_as(leaf)
-            own.register_hook(partial(self._arrive, f"{stage}<"))
+            own.register_hook(partial(self._arrive, f"{stage}<", step))
             return own
 
         return tree.map_leaves(alias, args), tree.map_leaves(alias, kwargs)
@@ -155,8 +159,8 @@ class Recording:
         if self._paused:
             return
         self.complete = False
-        self._arrived, self._measured = [], []
-        for buffer in (self.carry, *self.parameters.values()):
+        self._filled.clear()
+        for buffer in (self.carry, *self.parameters.values(), *self._measured.values()):
             buffer.zero_()
 
     def reversed(self, step: int, adjoint: list[Tensor | None], captured: list[Tensor | None]) -> None:
@@ -165,12 +169,11 @@ class Recording:
             return
         flowing = [grad for grad in adjoint if grad is not None and grad.numel()]
         if flowing:
-            self.carry[step] = torch.linalg.vector_norm(_flat(flowing, self.worlds), dim=1)
+            self.carry[step] = _norms(flowing, self.worlds)
         for stage, owned in self._owned.items():
             grads = [grad for grad in (captured[i] for i in owned) if grad is not None and grad.numel()]
             if grads:
-                self.parameters[stage][step] = torch.linalg.vector_norm(_flat(grads, 1))
-        self._measure(step)
+                self.parameters[stage][step] = _norms(grads, 1)[0]
 
     def finish(self) -> None:
         """Hand the recording over; with `check_finite`, look at it.
@@ -217,33 +220,24 @@ class Recording:
             return certain
         return tuple(s for s in clean if any(_covers(taken, name) for taken in takes[s] for name in values))
 
-    def _arrive(self, name: str, grad: Tensor | None) -> None:
-        """Take note of a gradient; torch calls this also where none arrives."""
-        if grad is not None and grad.numel() and not self._paused:
-            self._arrived.append((name, grad))
-
-    def _measure(self, step: int) -> None:
-        """Measure all gradients that arrived during a step at once: many small norms would cost more than they tell."""
-        arrived, self._arrived = self._arrived, []
-        per_world = [(n, g) for n, g in arrived if g.ndim and g.shape[0] == self.worlds]
-        if per_world:
-            grads = [grad for _, grad in per_world]
-            squares = _flat(grads, self.worlds).square_()
-            parts = squares.split([grad.numel() // self.worlds for grad in grads], dim=1)
-            norms = torch.stack([part.sum(1) for part in parts]).sqrt_()
-            self._measured.append((step, [name for name, _ in per_world], norms))
-        for name, grad in arrived:
-            if not (grad.ndim and grad.shape[0] == self.worlds):
-                self._measured.append((step, [name], torch.linalg.vector_norm(_flat([grad], 1), dim=1)[None]))
+    def _arrive(self, name: str, step: int, grad: Tensor | None) -> None:
+        """Measure a gradient; torch calls this also where none arrives. What has one name is added up."""
+        if grad is None or not grad.numel() or self._paused:
+            return
+        if name not in self._rows:
+            self._measured[name] = self._buffer(self.worlds if _has_worlds(grad, self.worlds) else 1)
+            self._rows[name] = self._measured[name].unbind(0)
+        row = self._rows[name][step]
+        worlds = len(row) if _has_worlds(grad, len(row)) else 1
+        if (name, step) not in self._filled and worlds == len(row):
+            _norm(grad, worlds, out=row)
+        else:  # a value of one world counts in each
+            row.copy_(torch.hypot(row, _norm(grad, worlds)))
+        self._filled.add((name, step))
 
     def _by_name(self) -> dict[str, Tensor]:
-        """What was measured, along time."""
-        found: dict[str, Tensor] = {}
-        for step, names, norms in self._measured:
-            for name, norm in zip(names, norms, strict=True):
-                stack = found.setdefault(name, self._buffer(len(norm)))
-                stack[step] = (stack[step].square() + norm.square()).sqrt()
-        return found
+        """What was measured, along time; zero where no gradient arrived in the latest pass."""
+        return {name: norms.clone() for name, norms in self._measured.items()}
 
     def _buffer(self, *shape: int) -> Tensor:
         return torch.zeros((self.length, *shape), dtype=torch.float64, device=self._device)
@@ -275,10 +269,20 @@ class GradientRecorder:
         return Recording(self, length, carry, captured, decay, cut)
 
 
-def _flat(grads: list[Tensor], worlds: int) -> Tensor:
-    """Some gradients side by side, (worlds, numbers); in double precision, so that no square overflows."""
-    with torch.no_grad():
-        return torch.cat([grad.reshape(worlds, -1) for grad in grads], dim=1).double()
+def _has_worlds(grad: Tensor, worlds: int) -> bool:
+    return grad.ndim > 0 and grad.shape[0] == worlds
+
+
+def _norm(grad: Tensor, worlds: int, out: Tensor | None = None) -> Tensor:
+    """Norm of a gradient for each world, (worlds,); in double precision, so that no square overflows."""
+    grad = grad.detach()
+    real = torch.view_as_real(grad) if grad.is_complex() else grad
+    return torch.linalg.vector_norm(real.reshape(worlds, -1), dim=1, dtype=torch.float64, out=out)
+
+
+def _norms(grads: list[Tensor], worlds: int) -> Tensor:
+    """Common norm of some gradients for each world, (worlds,)."""
+    return torch.linalg.vector_norm(torch.stack([_norm(grad, worlds) for grad in grads]), dim=0)
 
 
 def _covers(taken: str, name: str) -> bool:

@@ -2,7 +2,8 @@
 
 `gp.mode` chooses what runs: `"soft"`, the relaxed value and its gradient; `"hard"`, the operation that a robot runs;
 `"straight_through"`, the hard value with the gradient of the soft one. The temperature tau is above zero, and the soft
-value tends to the hard one as tau tends to zero; each docstring bounds the error. tau is a number or an `Anneal`.
+value tends to the hard one as tau tends to zero; each docstring bounds the error. tau is a number or an `Anneal`;
+`scaled` multiplies all temperatures of a program.
 """
 
 from gradpath.relax_choice import (
@@ -17,7 +18,7 @@ from gradpath.relax_choice import (
 )
 from gradpath.relax_core import Anneal
 from gradpath.relax_lookup import grid, nearest
-from gradpath.relax_paths import chain, ctc
+from gradpath.relax_paths import chain, ctc, dtw
 from gradpath.relax_scalar import (
     absolute,
     clip,
@@ -34,6 +35,7 @@ from gradpath.relax_scalar import (
     visibility,
 )
 from gradpath.relax_sort import permutation, quantile, rank, sort
+from gradpath.relaxation import relaxation, scaled
 
 __all__ = [
     "Anneal",
@@ -45,6 +47,7 @@ __all__ = [
     "clip",
     "collisions",
     "ctc",
+    "dtw",
     "grid",
     "iou",
     "marginalize",
@@ -58,7 +61,9 @@ __all__ = [
     "quantile",
     "quantize",
     "rank",
+    "relaxation",
     "round",
+    "scaled",
     "sign",
     "sort",
     "step",

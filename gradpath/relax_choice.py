@@ -11,28 +11,32 @@ from torch.nn import functional as F
 
 from gradpath.errors import InputError, ShapeError
 from gradpath.mode import current_mode, mode
-from gradpath.relax_core import Temperature, choose, draw, register_relaxation, temperature
+from gradpath.relax_core import Temperature, above_half, choose, chosen, draw, register_relaxation, rounded
+from gradpath.relaxation import relaxation
 
 
+@relaxation("relax.one_hot", decision=chosen)
 def one_hot(scores: Tensor, *, tau: Temperature = 1.0) -> Tensor:
     """1 at the largest of n scores along the last axis, else 0.
 
     Soft: softmax(scores / tau). Error: the absolute differences add up to at most 2 (n - 1) exp(-m / tau), where m is
     the margin between the largest and the second.
     """
-    t = temperature(tau, "relax.one_hot")
+    t = float(tau)
     return choose(lambda: torch.softmax(scores / t, -1), lambda: _hard_one_hot(scores))
 
 
+@relaxation("relax.argmax", decision=rounded)
 def argmax(scores: Tensor, *, tau: Temperature = 1.0) -> Tensor:
     """The index of the largest of n scores along the last axis, as a floating number.
 
     Soft: the mean index under `one_hot`. Error: at most (n - 1)^2 exp(-m / tau), m the margin to the second.
     """
     index = torch.arange(scores.shape[-1], dtype=scores.dtype, device=scores.device)
-    return (one_hot(scores, tau=temperature(tau, "relax.argmax")) * index).sum(-1)
+    return (one_hot(scores, tau=float(tau)) * index).sum(-1)
 
 
+@relaxation("relax.top_k", decision=above_half)
 def top_k(scores: Tensor, k: int, *, tau: Temperature = 0.1) -> Tensor:
     """1 at the k largest of n scores along the last axis, else 0.
 
@@ -42,7 +46,7 @@ def top_k(scores: Tensor, k: int, *, tau: Temperature = 0.1) -> Tensor:
 
     References: Amos, Koltun, Kolter 2019, The Limited Multi-Label Projection Layer.
     """
-    t = temperature(tau, "relax.top_k")
+    t = float(tau)
     if not 1 <= k < scores.shape[-1]:
         raise InputError(
             f"relax.top_k: k is from 1 to {scores.shape[-1] - 1} for {scores.shape[-1]} scores, got {k}"
@@ -80,6 +84,7 @@ class _Threshold(torch.autograd.Function):
         return grad * torch.softmax(F.logsigmoid(x) + F.logsigmoid(-x), -1), None, None
 
 
+@relaxation("relax.categorical", decision=chosen)
 def categorical(logits: Tensor, *, generator: torch.Generator, tau: Temperature = 1.0) -> Tensor:
     """A sample from softmax(logits) along the last axis, as a one-hot vector.
 
@@ -90,9 +95,10 @@ def categorical(logits: Tensor, *, generator: torch.Generator, tau: Temperature 
     References: Jang, Gu, Poole 2017; Maddison, Mnih, Teh 2017 (Gumbel-softmax).
     """
     noise = _gumbel(logits.shape, logits, generator)
-    return one_hot(logits + noise, tau=temperature(tau, "relax.categorical"))
+    return one_hot(logits + noise, tau=float(tau))
 
 
+@relaxation("relax.bernoulli", decision=above_half)
 def bernoulli(logits: Tensor, *, generator: torch.Generator, tau: Temperature = 1.0) -> Tensor:
     """1 with probability sigmoid(logits), else 0.
 
@@ -101,19 +107,24 @@ def bernoulli(logits: Tensor, *, generator: torch.Generator, tau: Temperature = 
 
     References: Maddison, Mnih, Teh 2017 (binary concrete).
     """
-    t = temperature(tau, "relax.bernoulli")
+    t = float(tau)
     one, other = _gumbel((2, *logits.shape), logits, generator)
     x = logits + one - other  # the difference of two Gumbel numbers is logistic
     return choose(lambda: torch.sigmoid(x / t), lambda: (x > 0).to(x.dtype))
 
 
+def _side(value: Tensor, inside: Tensor, outside: Tensor, **arguments: Any) -> Tensor:
+    return (value - inside).abs() < (value - outside).abs()
+
+
+@relaxation("relax.where", decision=_side)
 def where(condition: Tensor, inside: Tensor, outside: Tensor, *, tau: Temperature = 0.1) -> Tensor:
     """`inside` where the condition is above zero, `outside` elsewhere: a branch that both sides are computed for.
 
     Soft: the two, blended by sigmoid(condition / tau), through which the condition gets a gradient. Error: at most
     |inside - outside| exp(-|condition| / tau). Both sides must be finite everywhere.
     """
-    t = temperature(tau, "relax.where")
+    t = float(tau)
 
     def soft() -> Tensor:
         return torch.lerp(*torch.broadcast_tensors(outside, inside, torch.sigmoid(condition / t)))
@@ -121,6 +132,11 @@ def where(condition: Tensor, inside: Tensor, outside: Tensor, *, tau: Temperatur
     return choose(soft, lambda: torch.where(condition > 0, inside, outside))
 
 
+def _outcome(value: Tensor, outcomes: Tensor, **arguments: Any) -> Tensor:
+    return (value.unsqueeze(-2) - outcomes).square().sum(-1).argmin(-1)
+
+
+@relaxation("relax.marginalize", decision=_outcome)
 def marginalize(scores: Tensor, outcomes: Tensor, *, tau: Temperature = 1.0) -> Tensor:
     """The outcome of the decision with the largest of n scores.
 
@@ -138,10 +154,11 @@ def marginalize(scores: Tensor, outcomes: Tensor, *, tau: Temperature = 1.0) -> 
         raise ShapeError(
             f"relax.marginalize: expected outcomes {tuple(scores.shape)} and a last axis, got {tuple(outcomes.shape)}"
         )
-    weights = one_hot(scores, tau=temperature(tau, "relax.marginalize"))
+    weights = one_hot(scores, tau=float(tau))
     return (weights[..., None] * outcomes).sum(-2)
 
 
+@relaxation("relax.perturbed")
 def perturbed(
     function: Callable[[Tensor], Tensor],
     scores: Tensor,
@@ -164,7 +181,7 @@ def perturbed(
 
     References: Berthet et al. 2020, Learning with Differentiable Perturbed Optimizers.
     """
-    t = temperature(tau, "relax.perturbed")
+    t = float(tau)
     if samples < 1:
         raise InputError(f"relax.perturbed: samples is at least 1, got {samples}")
     if current_mode() == "hard":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from gradpath.errors import InputError
 from gradpath.kernel_registry import register
 from gradpath.mode import current_mode
+from gradpath.relaxation import positive
 
 
+@dataclass(eq=False, repr=False)
 class Anneal:
     """A temperature that falls from one value to another, step by step of the training.
 
@@ -21,18 +24,24 @@ class Anneal:
         start: The first temperature.
         end: The last one, above zero; it stays there.
         steps: Calls of `step` from the first to the last.
+        position: How many were made.
 
-    A relaxed operation takes it as `tau=`; on a logarithmic scale, it falls evenly. `position` may be saved and set.
+    A relaxed operation takes it as `tau=`; on a logarithmic scale, it falls evenly. As an argument of a stage it is
+    saved with the stage, where it stands.
     Raises:
         InputError: a temperature is not above zero, or there are no steps.
     """
 
-    def __init__(self, start: float, end: float, steps: int):
-        self.start, self.end = temperature(start, "Anneal"), temperature(end, "Anneal")
-        if steps < 1:
-            raise InputError(f"Anneal: steps is at least 1, got {steps}")
-        self.steps = steps
-        self.position = 0
+    start: float
+    end: float
+    steps: int
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        positive(self.start, "Anneal", "start")
+        positive(self.end, "Anneal", "end")
+        if self.steps < 1:
+            raise InputError(f"Anneal: steps is at least 1, got {self.steps}")
 
     def step(self) -> None:
         """Go to the next temperature."""
@@ -47,21 +56,6 @@ class Anneal:
 
 
 Temperature = float | Anneal
-
-
-def temperature(tau: Any, name: str) -> float:
-    """Return tau as a number.
-
-    Raises:
-        InputError: it is not above zero and finite.
-    """
-    value = float(tau)
-    if not (value > 0.0 and math.isfinite(value)):
-        raise InputError(
-            f"{name}: tau is above zero and finite, got {value}; for the operation without relaxation use "
-            'gp.mode("hard")'
-        )
-    return value
 
 
 def choose(soft: Callable[[], Tensor], hard: Callable[[], Tensor]) -> Tensor:
@@ -86,6 +80,22 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+def above_half(value: Tensor, **arguments: Any) -> Tensor:
+    """Read a decision between 0 and 1 off a value."""
+    return value > 0.5
+
+
+def rounded(value: Tensor, **arguments: Any) -> Tensor:
+    """Read a whole number off a value."""
+    return torch.floor(value + 0.5)
+
+
+def chosen(value: Tensor, **arguments: Any) -> Tensor:
+    """Read a choice along the last axis off its weights; -1 where none has more than half of the weight."""
+    weight, index = value.max(-1)
+    return torch.where(weight > 0.5, index, -1)
 
 
 def soft_step(fraction: Tensor, tau: float) -> Tensor:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradpath.errors import InputError, ShapeError
 from gradpath.relax_choice import one_hot
-from gradpath.relax_core import Temperature, choose, draw, register_relaxation, soft_step, temperature
+from gradpath.relax_core import Temperature, choose, draw, register_relaxation, soft_step
+from gradpath.relaxation import relaxation
 
 
+def _retrieved(value: Tensor, values: Tensor, **arguments: Any) -> Tensor:
+    return (value.unsqueeze(-2) - values).square().sum(-1).argmin(-1)
+
+
+@relaxation("relax.nearest", decision=_retrieved)
 def nearest(
     query: Tensor, keys: Tensor, values: Tensor, *, k: int | None = None, tau: Temperature = 0.1
 ) -> Tensor:
@@ -41,10 +48,11 @@ def nearest(
     if k is not None:
         index = distance.topk(k, dim=-1, largest=False).indices
         distance, picked = distance.gather(-1, index), values[index]
-    weights = one_hot(-distance, tau=temperature(tau, "relax.nearest"))
+    weights = one_hot(-distance, tau=float(tau))
     return (weights[..., None] * picked).sum(-2)
 
 
+@relaxation("relax.grid")
 def grid(values: Tensor, points: Tensor, *, tau: Temperature = 1.0) -> Tensor:
     """The value of the grid node that is nearest to each point: a map look-up.
 
@@ -59,7 +67,7 @@ def grid(values: Tensor, points: Tensor, *, tau: Temperature = 1.0) -> Tensor:
     Soft: interpolation with smooth steps, continuous and equal to the values at all nodes. Error: at most the range
     of the values times the sum over axes of exp(-d / tau), d the distance of the point to the half-way plane.
     """
-    t = temperature(tau, "relax.grid")
+    t = float(tau)
     sizes = values.shape[:-1]
     if points.shape[-1] != len(sizes) or min(sizes, default=0) < 2:
         raise ShapeError(

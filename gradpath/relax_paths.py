@@ -1,4 +1,4 @@
-"""Relaxed dynamic programming: chains of states, and labels along time. See `gradpath.relax`."""
+"""Relaxed dynamic programming: chains of states, labels along time, alignments. See `gradpath.relax`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from gradpath.errors import ShapeError
-from gradpath.relax_core import Temperature, choose, draw, register_relaxation, temperature
+from gradpath.relax_core import Temperature, choose, chosen, draw, register_relaxation
+from gradpath.relaxation import relaxation
 
 _NEVER = -1e30  # a score that no path can afford; finite, so that differences of it are no NaN
 
 
+@relaxation("relax.chain", decision=chosen)
 def chain(scores: Tensor, transitions: Tensor, *, tau: Temperature = 1.0) -> Tensor:
     """The states of the best path through time: soft parsing of a sequence.
 
@@ -26,7 +28,7 @@ def chain(scores: Tensor, transitions: Tensor, *, tau: Temperature = 1.0) -> Ten
 
     References: Mensch, Blondel 2018, Differentiable Dynamic Programming.
     """
-    t = temperature(tau, "relax.chain")
+    t = float(tau)
     states = scores.shape[-1]
     if scores.ndim != 3 or transitions.shape != (states, states):
         got = f"{tuple(scores.shape)} and {tuple(transitions.shape)}"
@@ -53,6 +55,7 @@ def chain(scores: Tensor, transitions: Tensor, *, tau: Temperature = 1.0) -> Ten
     return choose(lambda: torch.softmax(through(False) / t, -1), hard)
 
 
+@relaxation("relax.ctc")
 def ctc(log_probabilities: Tensor, labels: Tensor, *, blank: int = 0, tau: Temperature = 1.0) -> Tensor:
     """The cost of the best alignment of a sequence of labels with time: connectionist temporal classification.
 
@@ -69,7 +72,7 @@ def ctc(log_probabilities: Tensor, labels: Tensor, *, blank: int = 0, tau: Tempe
 
     References: Graves et al. 2006, Connectionist Temporal Classification.
     """
-    t = temperature(tau, "relax.ctc")
+    t = float(tau)
     if log_probabilities.ndim != 3 or labels.ndim != 2 or len(labels) != len(log_probabilities):
         got = f"{tuple(log_probabilities.shape)} and {tuple(labels.shape)}"
         raise ShapeError(f"relax.ctc: expected log_probabilities (B, T, C) and labels (B, L), got {got}")
@@ -97,6 +100,46 @@ def ctc(log_probabilities: Tensor, labels: Tensor, *, blank: int = 0, tau: Tempe
     return choose(lambda: cost(False), lambda: cost(True))
 
 
+@relaxation("relax.dtw")
+def dtw(costs: Tensor, *, tau: Temperature = 1.0) -> Tensor:
+    """The cost of the best alignment of two sequences: dynamic time warping.
+
+    Args:
+        costs: Cost of matching element i of one with element j of the other, (B, n, m), such as
+            `torch.cdist(x, y).square()`.
+        tau: Temperature of the alignment, in units of cost.
+    Returns:
+        (B,): the sum of costs along the best path from (0, 0) to (n - 1, m - 1) by steps of one in i, in j, or both.
+
+    Soft: -tau log of the sum over paths of exp(-cost / tau); its gradient is the expected alignment, (B, n, m), that
+    of the hard one the best alignment. Error: below, by at most tau (n + m - 2) log 3.
+
+    References: Sakoe, Chiba 1978; Cuturi, Blondel 2017, Soft-DTW.
+    """
+    t = float(tau)
+    if costs.ndim != 3 or 0 in costs.shape[1:]:
+        raise ShapeError(f"relax.dtw: expected costs (B, n, m), none of them empty, got {tuple(costs.shape)}")
+    rows, columns = costs.shape[1:]
+
+    def total(best: bool) -> Tensor:
+        """Sweep over diagonals: all cells of one depend on the two before it alone."""
+        index = torch.arange(rows, device=costs.device)
+        never = torch.full_like(costs[:, :, 0], -_NEVER)
+        before, now = never, torch.where(index == 0, costs[:, :, 0], never)
+        for diagonal in range(1, rows + columns - 1):
+            column = diagonal - index
+            inside = (column >= 0) & (column < columns)
+            here = costs[:, index, column.clamp(0, columns - 1)]
+            from_above = torch.cat([never[:, :1], now[:, :-1]], 1)
+            from_corner = torch.cat([never[:, :1], before[:, :-1]], 1)
+            ways = torch.stack([now, from_above, from_corner])
+            reached = ways.amin(0) if best else -t * torch.logsumexp(-ways / t, 0)
+            before, now = now, torch.where(inside, here + reached, never)
+        return now[:, -1]
+
+    return choose(lambda: total(False), lambda: total(True))
+
+
 register_relaxation(chain, lambda batch: {"scores": draw(batch, 4, 3), "transitions": draw(3, 3), "tau": 0.8})
 register_relaxation(
     ctc,
@@ -106,3 +149,4 @@ register_relaxation(
         "tau": 0.8,
     },
 )
+register_relaxation(dtw, lambda batch: {"costs": draw(batch, 3, 4).square(), "tau": 0.6})

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from gradpath.errors import InputError
-from gradpath.relax_core import Temperature, choose, draw, register_relaxation, temperature
+from gradpath.relax_core import Temperature, choose, chosen, draw, register_relaxation, rounded
+from gradpath.relaxation import relaxation
 
 
+@relaxation("relax.sort")
 def sort(values: Tensor, *, descending: bool = False, tau: Temperature = 0.1) -> Tensor:
     """The values in order along the last axis.
 
@@ -20,7 +22,7 @@ def sort(values: Tensor, *, descending: bool = False, tau: Temperature = 0.1) ->
 
     References: Blondel et al. 2020, Fast Differentiable Sorting and Ranking.
     """
-    t = temperature(tau, "relax.sort")
+    t = float(tau)
     order = values.sort(dim=-1, descending=True).values
 
     def soft() -> Tensor:
@@ -32,6 +34,7 @@ def sort(values: Tensor, *, descending: bool = False, tau: Temperature = 0.1) ->
     return down if descending else down.flip(-1)
 
 
+@relaxation("relax.rank", decision=rounded)
 def rank(values: Tensor, *, descending: bool = False, tau: Temperature = 0.1) -> Tensor:
     """The place of each value in the order along the last axis, from 1 to n, as a floating number.
 
@@ -40,7 +43,7 @@ def rank(values: Tensor, *, descending: bool = False, tau: Temperature = 0.1) ->
 
     References: Blondel et al. 2020, Fast Differentiable Sorting and Ranking.
     """
-    t = temperature(tau, "relax.rank")
+    t = float(tau)
     signed = -values if descending else values
     order, index = signed.sort(dim=-1, descending=True)
     places = _places(order)
@@ -53,6 +56,7 @@ def rank(values: Tensor, *, descending: bool = False, tau: Temperature = 0.1) ->
     return choose(soft, lambda: torch.zeros_like(values).scatter(-1, index, places.expand_as(values)))
 
 
+@relaxation("relax.quantile")
 def quantile(values: Tensor, q: float, *, tau: Temperature = 0.1) -> Tensor:
     """The q-quantile along the last axis, interpolated between neighbours; 0.5 is the median.
 
@@ -60,13 +64,14 @@ def quantile(values: Tensor, q: float, *, tau: Temperature = 0.1) -> Tensor:
     """
     if not 0.0 <= q <= 1.0:
         raise InputError(f"relax.quantile: q is in [0, 1], got {q}")
-    ordered = sort(values, tau=temperature(tau, "relax.quantile"))
+    ordered = sort(values, tau=float(tau))
     place = q * (values.shape[-1] - 1)
     below = min(int(place), values.shape[-1] - 1)
     above = min(below + 1, values.shape[-1] - 1)
     return torch.lerp(ordered[..., below], ordered[..., above], place - below)
 
 
+@relaxation("relax.permutation", decision=chosen)
 def permutation(values: Tensor, *, tau: Temperature = 0.1) -> Tensor:
     """The matrix P (..., n, n) for which P @ values is in ascending order: entry (i, j) is 1 where value j comes i-th.
 
@@ -76,7 +81,7 @@ def permutation(values: Tensor, *, tau: Temperature = 0.1) -> Tensor:
 
     References: Petersen et al. 2022, Monotonic Differentiable Sorting Networks.
     """
-    t = temperature(tau, "relax.permutation")
+    t = float(tau)
     n = values.shape[-1]
     eye = torch.eye(n, dtype=values.dtype, device=values.device)
 

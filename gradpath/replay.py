@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from gradpath.contract import Contract, covers
 from gradpath.errors import ContractError, GradpathError
 from gradpath.mode import current_mode, mode
+from gradpath.relaxation import surroundings, within
 
 _BLOCK = 2**15
 """How many numbers are looked at in one go to compare steps: large states take no copies of their size."""
 
 
 class Ambient:
-    """The mode and autocast settings here and now, to be entered again where a step is recomputed.
+    """The mode, the temperatures and autocast settings here and now, to be entered again where a step is recomputed.
 
     Autocast's cache of converted weights is left off: it ties the graphs of the steps together, and older versions
     of torch cache weights that were converted without a graph, whose gradient is lost in a later step.
@@ -30,6 +31,7 @@ class Ambient:
 
     def __init__(self) -> None:
         self.mode = current_mode()
+        self.relaxation = surroundings()
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in ("cpu", "cuda")
@@ -40,6 +42,7 @@ class Ambient:
         """Run under these settings."""
         with ExitStack() as stack:
             stack.enter_context(mode(self.mode))
+            stack.enter_context(within(self.relaxation))
             for kind, enabled, dtype in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))

@@ -16,17 +16,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
-from gradpath import __version__
 from gradpath.errors import InputError, LoadError
 from gradpath.task import Task, options_from_json, options_to_json, task_class, task_path
+from gradpath.versions import versions
 
 FORMAT = 1
 
@@ -103,21 +100,6 @@ def open_run(folder: str | Path, allow: Sequence[str] = ()) -> Run:
     header = _read_options(path)
     cls = task_class(header["task"], allow)
     return Run(path, cls(options_from_json(cls.Options, header["options"])))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that the numbers of a run depend on."""
-    import numpy
-    import warp
-
-    return {
-        "gradpath": __version__,
-        "torch": torch.__version__,
-        "warp": warp.config.version,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }
 
 
 def run_versions(run: Run) -> dict[str, str]:
@@ -246,7 +228,7 @@ def _read_options(path: Path) -> dict[str, Any]:
         raise LoadError(f"{file} lacks {', '.join(sorted(missing))}; restore the file or train again")
     if header["format"] != FORMAT:
         raise LoadError(
-            f"{file} has format {header['format']}, this gradpath {__version__} reads format {FORMAT}; "
+            f"{file} has format {header['format']}, this gradpath {versions()['gradpath']} reads format {FORMAT}; "
             f"use the gradpath that wrote it ({header['versions'].get('gradpath')})"
         )
     return header

@@ -27,11 +27,10 @@ from torch import nn
 import gradpath
 from gradpath.codec import Decoder, Encoder, class_name
 from gradpath.errors import InputError, LoadError
+from gradpath.migrations import FORMAT, migrate
 from gradpath.pipeline import Pipeline
 from gradpath.stage import Stage
-
-FORMAT = 1
-"""The version of the files; a reader refuses newer ones."""
+from gradpath.versions import versions
 
 _MANIFEST, _WEIGHTS, _TRAIN_STATE = "pipeline.json", "weights.safetensors", "train_state.safetensors"
 
@@ -188,8 +187,7 @@ def _describe(model: Stage) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     modules = dict(model.named_modules())
     manifest = {
         "format": FORMAT,
-        "gradpath": gradpath.__version__,
-        "torch": torch.__version__,
+        "versions": versions(),
         "model": built,
         "state": {
             "tensors": [name for name in state if name not in aliases],
@@ -267,6 +265,13 @@ def _pack(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None =
     return safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata
     )
+
+
+def _written_by(manifest: Mapping[str, Any]) -> str:
+    """The version of gradpath that a manifest of any format names."""
+    versions = manifest.get("versions")
+    found = versions.get("gradpath") if isinstance(versions, dict) else manifest.get("gradpath")
+    return str(found or "(it does not say which)")
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
@@ -354,11 +359,11 @@ def _parse_manifest(folder: Path, text: str) -> dict[str, Any]:
         raise LoadError(
             f"{path} is damaged: {error}; restore it from a copy, or save the run again"
         ) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+    if not (isinstance(manifest, dict) and type(manifest.get("format")) is int and manifest["format"] >= 1):
         raise LoadError(f"{path} does not hold a saved run; give the folder that gp.save was given")
     if manifest["format"] > FORMAT:
         raise LoadError(
-            f"{path} has format {manifest['format']}, written by gradpath {manifest.get('gradpath')}; this is gradpath "
+            f"{path} has format {manifest['format']}, written by gradpath {_written_by(manifest)}; this is gradpath "
             f"{gradpath.__version__}, which reads up to {FORMAT}. Update gradpath"
         )
     if manifest.get("checksum") != _checksum(manifest):
@@ -366,7 +371,7 @@ def _parse_manifest(folder: Path, text: str) -> dict[str, Any]:
             f"{path} was changed after it was saved: its checksum does not match. Restore it from a copy; to "
             f"change the pipeline, load it, build another one, and save that"
         )
-    return manifest
+    return migrate(manifest)
 
 
 def _verified(folder: Path, name: str, entry: Mapping[str, Any]) -> bytes:

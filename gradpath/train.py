@@ -188,14 +188,16 @@ class _Trainer:
             place = place or "every stage output is finite, so it arises in the loss itself"
             raise self._refuse(iteration, f"{error}. Here {place}") from error
         values.total.backward()
-        report = report_of(self.model)
+        profiled = iteration % self.options.profile_every == 0
+        report = report_of(self.model, None if profiled else {})
         stages = stage_gradients(self.model, report)
         norm, factor = clip_gradients(self._parameters(), self.options.clip_norm)
         if not math.isfinite(norm):
             place = gradient_fault(self.model, report)
             raise self._refuse(iteration, f"a gradient became NaN or infinite on its way back at {place}")
-        if report is not None and iteration % self.options.profile_every == 0:
+        if report is not None and profiled:
             self.gradients_log.write({"iteration": iteration, **gradient_profile(report)})
+            report.tensorboard(self.board, iteration)
         self.optimizer.step()
         return {
             "iteration": iteration,

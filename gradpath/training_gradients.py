@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradpath.errors import InputError, NonFiniteError
+from gradpath.gradient_summary import Groups
 from gradpath.pipeline import Pipeline
 from gradpath.report import GradientReport, gradient_report
 from gradpath.rollout import Rollout
@@ -69,9 +70,16 @@ def stage_gradients(model: Stage, report: GradientReport | None) -> dict[str, di
     return norms
 
 
-def report_of(model: Stage) -> GradientReport | None:
-    """Return the gradient report of the last backward pass, None where the model records none."""
-    return gradient_report(model) if isinstance(model, Rollout) and model.recorder is not None else None
+def report_of(model: Stage, groups: Groups | None = None) -> GradientReport | None:
+    """Return the gradient report of the last backward pass, None where the model records none.
+
+    Args:
+        model: The model after a backward pass.
+        groups: Groups of parameters to sum up; an empty mapping leaves them out.
+    """
+    if not (isinstance(model, Rollout) and model.recorder is not None):
+        return None
+    return gradient_report(model, groups=groups)
 
 
 def gradient_profile(report: GradientReport) -> dict[str, Any]:
@@ -80,7 +88,12 @@ def gradient_profile(report: GradientReport) -> dict[str, Any]:
     return {
         "steps": {"carry": carry.tolist(), **{name: norms.tolist() for name, norms in report.stages.items()}},
         "growth": report.growth,
+        "growth_rate": report.growth_rate,
         "zero_share": report.zero_share,
+        "non_finite_share": report.non_finite_share,
+        "stages": {name: summary.json() for name, summary in report.by_stage.items()},
+        "groups": {name: summary.json() for name, summary in report.groups.items()},
+        "worst_worlds": report.worst_worlds(),
     }
 
 

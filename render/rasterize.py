@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from gradpath.errors import InputError, ShapeError
 from gradpath.kernel_launch import SCALARS
 from gradpath.mode import current_mode
+from gradpath.relaxation import relaxation
 from gradpath.render.attributes import Attribute, face_normals
 from gradpath.render.edge_image import SUPPORT
 from gradpath.render.image import Image
@@ -22,6 +24,12 @@ SURFACE_CHANNELS = ("normal", "position", "face", "flow")
 SILHOUETTES: dict[str, SoftRas | None] = {"edge": None, "softras": SoftRas()}
 
 
+def _covered(value: dict[str, Tensor], **arguments: Any) -> Tensor | None:
+    """What a pixel decides: whether it shows a surface."""
+    return value["alpha"] > 0.5 if "alpha" in value else None
+
+
+@relaxation("rasterize", temperature="sigma", decision=_covered)
 def rasterize(
     points_camera: Tensor,
     faces: Tensor | Topology,

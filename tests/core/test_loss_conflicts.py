@@ -6,6 +6,7 @@ from torch import nn
 
 import gradpath as gp
 from gradpath.conflicts import combine
+from gradpath.meter import Meter
 
 F64 = torch.float64
 
@@ -93,6 +94,33 @@ def test_the_graph_is_kept_once_and_freed_at_the_end():
     values.backward([x], "pcgrad")
     with pytest.raises(RuntimeError, match="second time"):
         values.total.backward()
+
+
+@pytest.mark.parametrize("conflicts", ["none", "pcgrad", "cagrad"])
+def test_conflicts_need_the_memory_of_one_graph_and_of_a_gradient_per_loss(conflicts):
+    """Activations far larger than the parameters, so that a second graph would show."""
+    net = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.Tanh())])
+    data = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
+    losses = gp.Losses(
+        a=(1.0, lambda y: (y - 1).square(), "y"),
+        b=(1.0, lambda y: (y + 1).square(), "y"),
+        c=(1.0, lambda y: y.cos(), "y"),
+    )
+
+    def peak(backward):
+        net.zero_grad()
+        with Meter() as meter:
+            values = losses({"y": net(data).mean(-1)})
+            graph = meter.live
+            meter.peak = meter.live
+            backward(values)
+        return graph, meter.peak - graph
+
+    graph, plain = peak(lambda values: values.total.backward())
+    _, resolved = peak(lambda values: values.backward(net.parameters(), conflicts))
+    size = sum(p.numel() * p.element_size() for p in net.parameters())
+    assert graph > 100 * size
+    assert resolved <= plain + 0.1 * graph + 20 * size
 
 
 def test_refusals():

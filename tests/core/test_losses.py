@@ -103,3 +103,17 @@ def test_lookup_takes_the_longest_key_and_any_mapping():
     for name in ("x", "a.b.x", "a.b.c.x"):
         with pytest.raises(KeyError):
             lookup(nested, name)
+
+
+def test_losses_by_world_have_the_total_as_their_mean():
+    generator = torch.Generator().manual_seed(0)
+    values = {"x": torch.randn(5, 3, generator=generator), "w": torch.tensor(2.0)}
+    losses = gp.Losses(
+        steps=(0.5, lambda x: x.square(), "x"),
+        worlds=(2.0, lambda x: x.sum(0), "x"),
+        number=(3.0, lambda w: w * w, "w"),
+    )
+    expected = 0.5 * values["x"].square().mean(0) + 2.0 * values["x"].sum(0) + 12.0
+    torch.testing.assert_close(losses.by_world(values), expected)
+    torch.testing.assert_close(losses.by_world(values).mean(), losses(values).total)
+    assert gp.Losses(number=(1.0, lambda w: w, "w")).by_world(values).shape == ()

@@ -149,6 +149,10 @@ CASES = {
         lambda x, tau: relax.ctc(x.reshape(1, 3, 2).log_softmax(-1), torch.ones(1, 1, dtype=torch.long), tau=tau),
         lambda x, tau: tau * 3 * math.log(3),
     ),
+    "dtw": Case(
+        lambda x, tau: relax.dtw((x[:3, None] - x[3:]).square()[None], tau=tau),
+        lambda x, tau: tau * 4 * math.log(3),
+    ),
 }  # fmt: skip
 
 
@@ -164,7 +168,7 @@ def error_of(case, soft, hard):
 
 
 def test_every_operation_has_a_case_and_is_registered():
-    apart = {"Anneal", "perturbed"}
+    apart = {"Anneal", "perturbed", "relaxation", "scaled"}
     assert set(CASES) == set(relax.__all__) - apart
     assert {f"relax.{name}" for name in CASES} <= set(registry)
 
@@ -235,6 +239,31 @@ def test_a_temperature_is_annealed():
     torch.testing.assert_close(relax.step(torch.ones(1), tau=tau), torch.sigmoid(torch.tensor([10.0])))
     with pytest.raises(gp.InputError, match="steps is at least 1"):
         relax.Anneal(1.0, 0.1, 0)
+
+
+class Grip(gp.Stage):
+    contract = gp.Contract(inputs={"x": "B"}, outputs={"y": "B"}, gradient="relaxed")
+
+    def __init__(self, tau, other):
+        super().__init__()
+        self.tau, self.other = tau, other
+
+    def forward(self, x):
+        return relax.step(x, tau=self.tau) * relax.sign(x, tau=self.other)
+
+
+def test_an_annealed_stage_is_saved_where_it_stands(tmp_path):
+    tau = relax.Anneal(1.0, 0.01, steps=4)
+    stage = Grip(tau, tau)
+    tau.step()
+    gp.save(stage, tmp_path)
+    found = gp.load(tmp_path, allow=(__name__,))
+    assert float(found.tau) == float(tau) and found.tau is found.other
+    x = torch.tensor([0.1, -0.3])
+    assert torch.equal(found(x), stage(x))
+    found.tau.step()
+    tau.step()
+    assert float(found.other) == float(tau) == pytest.approx(0.1)
 
 
 def test_hard_samples_are_exactly_distributed():
@@ -322,6 +351,46 @@ def test_chain_has_the_marginals_of_paths():
         assert torch.equal(relax.chain(x, transitions)[0], one_hots[scores.argmax()])
 
 
+def alignments(rows, columns):
+    """All paths from the first cell to the last."""
+    if (rows, columns) == (1, 1):
+        return [[(0, 0)]]
+    before = [(rows - 1, columns), (rows, columns - 1), (rows - 1, columns - 1)]
+    return [[*path, (rows - 1, columns - 1)] for r, c in before if r and c for path in alignments(r, c)]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5), (1, 4), (3, 1), (1, 1)])
+def test_dtw_is_the_best_of_all_alignments_and_its_gradient_the_alignment(shape):
+    costs = torch.rand(2, *shape, dtype=F64, generator=torch.Generator().manual_seed(7)).requires_grad_()
+    paths = alignments(*shape)
+    totals = torch.stack([sum(costs.detach()[:, i, j] for i, j in path) for path in paths])
+    visits = torch.zeros(len(paths), *shape, dtype=F64)
+    for visit, path in zip(visits, paths, strict=True):
+        for cell in path:
+            visit[cell] = 1.0
+    soft = relax.dtw(costs, tau=0.3)
+    torch.testing.assert_close(soft, -0.3 * torch.logsumexp(-totals / 0.3, 0))
+    expected = torch.einsum("pb,pij->bij", torch.softmax(-totals / 0.3, 0), visits)
+    torch.testing.assert_close(torch.autograd.grad(soft.sum(), costs)[0], expected)
+    with gp.mode("hard"):
+        hard = relax.dtw(costs)
+    torch.testing.assert_close(hard, totals.amin(0))
+    torch.testing.assert_close(torch.autograd.grad(hard.sum(), costs)[0], visits[totals.argmin(0)])
+
+
+def test_hard_samples_learn_by_their_score():
+    """The policy-gradient version of a decision: hard samples, their log-probability, and what they cost."""
+    logits = torch.tensor([0.2, -0.4, 0.1], dtype=F64, requires_grad=True)
+    prices = torch.tensor([1.0, 3.0, -2.0], dtype=F64)
+    with gp.mode("hard"):
+        picked = relax.categorical(logits.expand(200_000, 3), generator=torch.Generator().manual_seed(0))
+    assert set(picked.unique().tolist()) == {0.0, 1.0}
+    score = (picked * torch.log_softmax(logits, -1)).sum(-1)
+    found = torch.autograd.grad(gp.estimate.score_function(score, picked @ prices), logits)[0]
+    expected = torch.autograd.grad(torch.softmax(logits, -1) @ prices, logits)[0]
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
 def test_perturbed_maximizers():
     """Two scores: the first wins with probability Phi(difference / (sqrt 2 tau))."""
     x = torch.tensor([[0.3, 0.1]], dtype=F64, requires_grad=True)
@@ -345,6 +414,27 @@ def test_perturbed_maximizers():
         both = run()
     assert both.tolist() == [[1.0, 0.0]]
     torch.testing.assert_close(torch.autograd.grad(both[0, 0], x)[0], gradient)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    x=st.lists(st.floats(-3, 3, width=32), min_size=N, max_size=N, unique=True),
+    tau=st.floats(-4, 1).map(lambda e: 10.0**e),
+)
+def test_the_error_of_perturbed_decisions_is_within_its_bound(x, tau):
+    scores = torch.tensor([x], dtype=F64)
+
+    def decide(scores):
+        return 5.0 * torch.nn.functional.one_hot(scores.argmax(-1), N).to(F64)
+
+    def run(name):
+        with gp.mode(name):
+            generator = torch.Generator().manual_seed(2)
+            return relax.perturbed(decide, scores, generator=generator, samples=50, tau=tau)
+
+    noise = torch.randn(50, 1, N, dtype=F64, generator=torch.Generator().manual_seed(2))
+    changed = (decide(scores + tau * noise) != decide(scores)).any(-1).double().mean()
+    assert (run("soft") - run("hard")).abs().max() <= 5.0 * changed + 1e-12
 
 
 def test_gradients_at_the_corners_are_finite():
@@ -387,6 +477,7 @@ def test_refusals():
         lambda: relax.grid(x[..., None], x),
         lambda: relax.chain(x, x),
         lambda: relax.ctc(x, x.long()),
+        lambda: relax.dtw(x),
     ):
         with pytest.raises(gp.ShapeError, match="expected"):
             call()

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -197,3 +198,92 @@ def test_a_cut_is_told_and_seen():
     report = gradient_report(flight)
     assert report.cut == 4 and report.json()["cut"] == 4 and "cut every 4 steps" in report.table()
     assert not report.carry[:9].any() and report.carry[9:].all()
+
+
+class Mixed(Stage):
+    """Takes one input that tells worlds apart and one that does not."""
+
+    contract = Contract(inputs={"x": "B 2", "gain": "1"}, outputs={"x": "B 2"})
+
+    def forward(self, x, gain):
+        return x * gain
+
+
+def test_inputs_with_and_without_worlds_are_measured_together():
+    step = Pipeline(body=Mixed(), wires={"body.x": "x"})
+    flight = Rollout(step, 3, {"x": "body.x"}, check_finite=True)
+    gain = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+    flight(start().requires_grad_(), gain=gain).final["x"].sum().backward()
+    report = gradient_report(flight)
+    torch.testing.assert_close(report.carry[0], torch.full((3,), 2**0.5 * 1.5**3, dtype=torch.float64))
+
+
+def test_growth_per_second():
+    flight = rollout(scale=1.2, dt=0.05)
+    flight(start(), trap=no_trap()).final["x"].sum().backward()
+    report = gradient_report(flight)
+    assert report.growth_rate == pytest.approx(math.log(1.2) / 0.05, rel=1e-6)
+    assert report.json()["growth_rate"] == report.growth_rate
+    assert f"{report.growth_rate:+.3f} per second" in report.table()
+    without = rollout()
+    without(start(), trap=no_trap()).final["x"].sum().backward()
+    assert gradient_report(without).growth_rate is None
+
+
+def test_groups_of_parameters_losses_and_stages_are_summed_up():
+    flight = rollout()
+    net = flight.step.policy.net
+    trajectory = flight(start(), trap=no_trap())
+    losses = Losses(
+        none=(1.0, lambda t: 0.0 * t["body.extra"].sum(-1) + 3.0),
+        extra=(0.5, lambda t: t["body.extra"].square().sum(-1)),
+    )
+    values = losses(trajectory)
+    values.total.backward(retain_graph=True)
+    with torch.no_grad():
+        net.bias.grad[0] = 0.0
+        net.weight.grad[0, 1] = torch.inf
+    report = gradient_report(flight, values)
+    weight, bias = net.weight.grad, net.bias.grad
+    assert set(report.groups) == {"policy"}
+    found = report.groups["policy"]
+    assert (found.zero_share, found.non_finite_share) == (pytest.approx(1 / 6), pytest.approx(1 / 6))
+    assert found.norm == math.inf and report.json()["groups"]["policy"]["norm"] == "inf"
+    with torch.no_grad():
+        net.weight.grad[0, 1] = 0.0
+    spare = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = torch.optim.SGD(
+        [{"params": [net.weight], "name": "weights"}, {"params": [net.bias, spare]}], lr=0.1
+    )
+    groups = gradient_report(flight, groups=optimizer).groups
+    assert groups["weights"].norm == pytest.approx(weight.norm().item())
+    assert groups["weights"].zero_share == pytest.approx(1 / 4)
+    assert groups["group 1"].norm == pytest.approx(bias.norm().item())
+    assert groups["group 1"].zero_share == pytest.approx(4 / 5), "what got no gradient counts as zero"
+    assert gradient_report(flight, groups={"bias": [net.bias]}).groups["bias"].zero_share == 0.5
+    with pytest.raises(InputError, match='parameter group "net" holds a str'):
+        gradient_report(flight, groups={"net": ["weight"]})
+    assert report.by_loss["none"].zero_share == 1.0 and report.losses["none"] == 0.0
+    assert report.by_loss["extra"].zero_share == 0.0
+    stage = report.by_stage["body"]
+    torch.testing.assert_close(stage.norm, report.stages["body"].norm().item())
+    assert 0 < stage.zero_share < 1, "no gradient arrives at body.x"
+
+
+def test_numbers_for_tensorboard():
+    flight = rollout(dt=0.1)
+    values = Losses(end=(1.0, lambda t: t.final["x"].sum(-1)))(flight(start(), trap=no_trap()))
+    values.total.backward(retain_graph=True)
+    report = gradient_report(flight, values)
+    written = {}
+
+    class Board:
+        def add_scalar(self, tag, scalar_value, global_step):
+            written[tag] = (scalar_value, global_step)
+
+    report.tensorboard(Board(), 7)
+    assert written["gradients/growth_rate"] == (report.growth_rate, 7)
+    assert written["gradients/stages/body/norm"] == (report.by_stage["body"].norm, 7)
+    assert written["gradients/groups/policy/zero_share"][0] == 1.0
+    assert written["gradients/losses/end/norm"] == (0.0, 7)
+    assert all(isinstance(number, float) for number, _ in written.values())

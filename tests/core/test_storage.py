@@ -5,6 +5,7 @@ import enum
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +20,7 @@ from torch import nn
 import gradpath as gp
 from gradpath.codec import Decoder, Encoder
 from gradpath.config import Configured
-from gradpath.storage import FORMAT
+from gradpath.migrations import FORMAT, MIGRATIONS
 
 ROBOT = """
 import torch
@@ -436,9 +437,67 @@ def test_damaged_and_edited_manifests(run):
 
 
 def test_newer_formats(run):
-    edit(run, lambda m: m.update(format=FORMAT + 1, gradpath="9.0"))
+    edit(run, lambda m: m.update(format=FORMAT + 1, versions={"gradpath": "9.0"}))
     with pytest.raises(gp.LoadError, match=r"written by gradpath 9\.0; .*Update gradpath"):
         load(run)
+    edit(run, lambda m: m.update(format=FORMAT + 1, versions="rearranged"))
+    with pytest.raises(gp.LoadError, match="does not say which"):
+        load(run)
+
+
+@pytest.mark.parametrize("number", [0, -1, True, "1", None])
+def test_formats_that_never_were(run, number):
+    edit(run, lambda m: m.update(format=number))
+    with pytest.raises(gp.LoadError, match="does not hold a saved run"):
+        load(run)
+
+
+OLD_RUNS = sorted((Path(__file__).parents[1] / "data").glob("run_format_*"))
+
+
+def test_every_older_format_has_a_run_that_it_wrote():
+    assert [folder.name for folder in OLD_RUNS] == [f"run_format_{number}" for number in range(1, FORMAT)]
+    assert set(MIGRATIONS) == set(range(1, FORMAT))
+
+
+@pytest.mark.parametrize("folder", OLD_RUNS, ids=lambda folder: folder.name)
+def test_runs_of_older_formats_load_train_on_and_are_saved_in_the_new_one(folder, tmp_path):
+    """Files as the version of that format wrote them, with the outputs that it computed."""
+    expected = json.loads((folder / "expected.json").read_text())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    feature = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+    def check(model, noise, optimizer, state):
+        assert model(feature=feature)["plan.command"].tolist() == expected["command"]
+        assert (state.step, state.extra) == (2, {"best": 0.5})
+        (model(feature=feature)["plan.command"] - 0.5).square().sum().backward()
+        optimizer.step()
+        after = torch.tensor(expected["after_one_more_step"])
+        torch.testing.assert_close(model.plan.head.weight, after, rtol=1e-6, atol=1e-7)
+        assert torch.rand(1, generator=noise).item() == expected["draw"]
+
+    def open_run(place):
+        model, noise = gp.load(place), torch.Generator()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        state = gp.load_train_state(place, optimizer=optimizer, generators={"noise": noise})
+        return model, noise, optimizer, state
+
+    model, noise, optimizer, state = open_run(folder)
+    gp.save(
+        model, tmp_path, optimizer=optimizer, generators={"noise": noise}, step=state.step, extra=state.extra
+    )
+    check(model, noise, optimizer, state)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    manifest = json.loads((tmp_path / "pipeline.json").read_text())
+    assert manifest["format"] == FORMAT and set(manifest["versions"]) >= {"gradpath", "torch", "warp"}
+    check(*open_run(tmp_path))
+
+
+def test_an_edited_run_of_an_older_format_is_refused(tmp_path):
+    shutil.copytree(OLD_RUNS[0], tmp_path / "run")
+    edit(tmp_path / "run", lambda m: m["model"]["config"]["plan"]["config"].update(features=5), resign=False)
+    with pytest.raises(gp.LoadError, match="was changed after it was saved"):
+        gp.load(tmp_path / "run")
 
 
 def test_classes_outside_gradpath_need_permission(run):
