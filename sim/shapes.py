@@ -24,8 +24,8 @@ class ShapeKind(enum.IntEnum):
     CYLINDER = 2  # radius, half length along z, -
     CAPSULE = 3  # radius, half length along z of the segment, -
     PLANE = 4  # -, -, -: the half space z < 0 is solid
-    MESH = 5  # scale of the mesh along x, y, z
-    CONVEX = 6  # scale of the mesh along x, y, z; its convex hull is solid
+    MESH = 5  # scale of the mesh along x, y, z; a negative one mirrors it
+    CONVEX = 6  # the same; its convex hull is solid
     HEIGHT_FIELD = 7  # half extents x, y, height of 1.0 in the grid
 
 

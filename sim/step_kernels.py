@@ -1,0 +1,342 @@
+"""Kernels of joint forces and of motion through time, each one world per thread; their adjoints are written by hand."""
+# mypy: ignore-errors
+# Kernels are written in Warp's language: their annotations are values, not Python types.
+
+import functools
+from types import SimpleNamespace
+
+import warp as wp
+
+from gradpath.sim.dynamics_kernels import build_rows
+from gradpath.sim.joint_functions import make_joint_forces
+from gradpath.sim.kinematics_functions import make_drift
+from gradpath.sim.mass_functions import make_mass_matrix
+from gradpath.sim.spatial import make_memory
+from gradpath.sim.tree import Tree
+from gradpath.sim.tree_adjoints import make_adjoints
+from gradpath.sim.tree_functions import ARMATURE, DAMPING, DOF, make_recursions
+
+
+@functools.cache
+def make_midpoint(scalar):
+    """Return the functions of one integration step and its adjoint, as attributes.
+
+    Half a drift, accelerations at the middle with the velocity of the start, again with the velocity in the middle
+    that they give, and the other half of the drift: of second order, symplectic where the inertia is constant.
+    Viscous damping is implicit, by the trapezoidal rule.
+    """
+    floats = wp.array2d(dtype=scalar)
+    clear_row = make_memory(scalar).clear_row
+    recursions, mass, motion = make_recursions(scalar), make_mass_matrix(scalar), make_drift(scalar)
+    adjoints, joint = make_adjoints(scalar), make_joint_forces(scalar)
+    half = 0.5
+
+    @wp.func
+    def accelerate(
+        tree: Tree, params: floats, row: int, work: floats, slot: int, v_at: int, a_at: int,
+        control: floats, world: int, first: int,
+    ):  # fmt: skip
+        """Write the accelerations at the middle; the mass matrix is factorized already."""
+        recursions.newton_euler(tree, params, row, work, slot, v_at, -1, tree.tau)
+        joint.sum(tree, params, row, work, slot, tree.q_middle, v_at, control, world, first, tree.force)
+        for dof in range(tree.freedoms):
+            work[slot, a_at + dof] = work[slot, tree.force + dof] - work[slot, tree.tau + dof]
+        mass.solve(tree, work, slot, a_at)
+
+    @wp.func
+    def accelerate_adjoint(
+        tree: Tree, params: floats, row: int, work: floats, slot: int, v_at: int, a_at: int, grad_v_at: int,
+        time: scalar, control: floats, world: int, first: int, loaded: int, load_first: int,
+        grad_params: floats, grad_control: floats, grad_wrench: floats,
+    ):  # fmt: skip
+        """Add the gradients of `accelerate`; `tree.seed` holds that of its result, and is overwritten."""
+        mass.solve(tree, work, slot, tree.seed)
+        joint.sum_adjoint(
+            tree, params, row, work, slot, tree.q_middle, v_at, control, world, first, tree.seed,
+            tree.grad_q_middle, grad_v_at, grad_params, grad_control,
+        )  # fmt: skip
+        for dof in range(tree.freedoms):
+            value = -work[slot, tree.seed + dof]
+            work[slot, tree.seed + dof] = value
+            if grad_params.shape[0] > 0:
+                at = tree.joint_parameters + dof * DOF
+                by_inertia = value * work[slot, a_at + dof]
+                grad_params[world, at + ARMATURE] = grad_params[world, at + ARMATURE] + by_inertia
+                by_damping = scalar(half) * time * by_inertia
+                grad_params[world, at + DAMPING] = grad_params[world, at + DAMPING] + by_damping
+        recursions.newton_euler(tree, params, row, work, slot, v_at, a_at, tree.tau)
+        adjoints.newton_euler(
+            tree, params, row, work, slot, tree.q_middle, v_at, a_at, tree.seed, tree.grad_q_middle, grad_v_at, -1,
+            grad_params, grad_wrench, world, loaded, load_first,
+        )  # fmt: skip
+
+    @wp.func
+    def halfway(
+        tree: Tree, params: floats, row: int, work: floats, slot: int, time: scalar,
+        control: floats, first: int, wrench: floats, load_first: int, world: int,
+    ):  # fmt: skip
+        """From the state at the start to coordinates and velocities in the middle and the velocity at the end."""
+        motion.drift(tree, work, slot, tree.q, tree.qd, scalar(half) * time, tree.q_middle)
+        recursions.place(tree, params, row, work, slot, tree.q_middle)
+        recursions.load(tree, work, slot, wrench, world, load_first)
+        mass.make(tree, params, row, work, slot, scalar(half) * time)
+        mass.factorize(tree, work, slot)
+        accelerate(tree, params, row, work, slot, tree.qd, tree.qdd, control, world, first)
+        for dof in range(tree.freedoms):
+            change = scalar(half) * time * work[slot, tree.qdd + dof]
+            work[slot, tree.qd_middle + dof] = work[slot, tree.qd + dof] + change
+        accelerate(tree, params, row, work, slot, tree.qd_middle, tree.qdd_middle, control, world, first)
+        for dof in range(tree.freedoms):
+            work[slot, tree.qd_end + dof] = (
+                work[slot, tree.qd + dof] + time * work[slot, tree.qdd_middle + dof]
+            )
+
+    @wp.func
+    def step_once(
+        tree: Tree, params: floats, row: int, work: floats, slot: int, time: scalar,
+        control: floats, first: int, wrench: floats, load_first: int, world: int,
+    ):  # fmt: skip
+        """Replace the state by that after `time`."""
+        halfway(tree, params, row, work, slot, time, control, first, wrench, load_first, world)
+        motion.drift(tree, work, slot, tree.q_middle, tree.qd_end, scalar(half) * time, tree.q)
+        for dof in range(tree.freedoms):
+            work[slot, tree.qd + dof] = work[slot, tree.qd_end + dof]
+
+    @wp.func
+    def step_once_adjoint(
+        tree: Tree, params: floats, row: int, work: floats, slot: int, time: scalar,
+        control: floats, first: int, wrench: floats, load_first: int, world: int,
+        grad_params: floats, grad_control: floats, grad_wrench: floats,
+    ):  # fmt: skip
+        """Replace the gradient of the state at the end by that of the state at the start, which is in the scratch."""
+        halfway(tree, params, row, work, slot, time, control, first, wrench, load_first, world)
+        loaded = wp.min(wrench.shape[1], 1)
+        clear_row(work, slot, tree.grad_q_middle, tree.coordinates)
+        clear_row(work, slot, tree.grad_qd_middle, tree.freedoms)
+        motion.drift_adjoint(
+            tree,
+            work,
+            slot,
+            tree.q_middle,
+            tree.qd_end,
+            scalar(half) * time,
+            tree.grad_q,
+            tree.grad_q_middle,
+            tree.grad_qd,
+        )
+        for dof in range(tree.freedoms):
+            work[slot, tree.seed + dof] = time * work[slot, tree.grad_qd + dof]
+        accelerate_adjoint(
+            tree, params, row, work, slot, tree.qd_middle, tree.qdd_middle, tree.grad_qd_middle, time, control, world,
+            first, loaded, load_first, grad_params, grad_control, grad_wrench,
+        )  # fmt: skip
+        for dof in range(tree.freedoms):
+            through = work[slot, tree.grad_qd_middle + dof]
+            work[slot, tree.grad_qd + dof] = work[slot, tree.grad_qd + dof] + through
+            work[slot, tree.seed + dof] = scalar(half) * time * through
+        accelerate_adjoint(
+            tree, params, row, work, slot, tree.qd, tree.qdd, tree.grad_qd, time, control, world, first, loaded,
+            load_first, grad_params, grad_control, grad_wrench,
+        )  # fmt: skip
+        clear_row(work, slot, tree.grad_q, tree.coordinates)
+        motion.drift_adjoint(
+            tree,
+            work,
+            slot,
+            tree.q,
+            tree.qd,
+            scalar(half) * time,
+            tree.grad_q_middle,
+            tree.grad_q,
+            tree.grad_qd,
+        )
+
+    return SimpleNamespace(step=step_once, step_adjoint=step_once_adjoint)
+
+
+def build_motion(scalar, module):
+    """Return the kernels of motion over many steps, and of its gradient."""
+    floats = wp.array2d(dtype=scalar)
+    rows, memory, midpoint = build_rows(scalar), make_memory(scalar), make_midpoint(scalar)
+
+    @wp.func
+    def copy_state(
+        tree: Tree,
+        source: floats,
+        from_row: int,
+        from_at: int,
+        target: floats,
+        row: int,
+        q_at: int,
+        qd_at: int,
+    ):
+        """Take coordinates and velocities that lie side by side apart."""
+        for k in range(tree.coordinates):
+            target[row, q_at + k] = source[from_row, from_at + k]
+        for k in range(tree.freedoms):
+            target[row, qd_at + k] = source[from_row, from_at + tree.coordinates + k]
+
+    @wp.kernel(module=module, enable_backward=False)
+    def _move(
+        first: int,
+        # Model:
+        tree: Tree,
+        params: floats,  # (W, P)
+        # In:
+        state: floats,  # (B, nq + nv)
+        control: floats,  # (B, T * nu), constant during a step
+        wrench: floats,  # (B, T * N * 6), or without columns
+        steps: int,
+        substeps: int,
+        time: scalar,  # [s] of a substep
+        # Out:
+        work: floats,  # (B, scratch)
+        states: floats,  # (B, T * (nq + nv)) after each step
+    ):
+        world = first + wp.tid()
+        slot, row = rows.slot(tree, first, world), world % params.shape[0]
+        size = tree.coordinates + tree.freedoms
+        copy_state(tree, state, world, 0, work, slot, tree.q, tree.qd)
+        for t in range(steps):
+            for _s in range(substeps):
+                midpoint.step(
+                    tree,
+                    params,
+                    row,
+                    work,
+                    slot,
+                    time,
+                    control,
+                    t * tree.actuators,
+                    wrench,
+                    t * tree.bodies * 6,
+                    world,
+                )
+            for k in range(tree.coordinates):
+                states[world, t * size + k] = work[slot, tree.q + k]
+            for k in range(tree.freedoms):
+                states[world, t * size + tree.coordinates + k] = work[slot, tree.qd + k]
+
+    @wp.kernel(module=module, enable_backward=False)
+    def _move_adjoint(
+        first: int,
+        # Model:
+        tree: Tree,
+        params: floats,  # (W, P)
+        # In:
+        state: floats,  # (B, nq + nv)
+        control: floats,  # (B, T * nu)
+        wrench: floats,  # (B, T * N * 6), or without columns
+        states: floats,  # (B, T * (nq + nv))
+        steps: int,
+        substeps: int,
+        time: scalar,  # [s] of a substep
+        grad_states: floats,  # (B, T * (nq + nv))
+        # Out:
+        work: floats,  # (B, scratch + substeps * (nq + nv))
+        grad_params: floats,  # (B, P), or without rows
+        grad_state: floats,  # (B, nq + nv)
+        grad_control: floats,  # (B, T * nu)
+        grad_wrench: floats,  # (B, T * N * 6), or without columns
+    ):
+        world = first + wp.tid()
+        slot, row = rows.slot(tree, first, world), world % params.shape[0]
+        size = tree.coordinates + tree.freedoms
+        memory.clear_row(work, slot, tree.grad_q, tree.coordinates)
+        memory.clear_row(work, slot, tree.grad_qd, tree.freedoms)
+        for reverse in range(steps):
+            t = steps - 1 - reverse
+            at = t * size
+            for k in range(tree.coordinates):
+                work[slot, tree.grad_q + k] = work[slot, tree.grad_q + k] + grad_states[world, at + k]
+            for k in range(tree.freedoms):
+                gradient = grad_states[world, at + tree.coordinates + k]
+                work[slot, tree.grad_qd + k] = work[slot, tree.grad_qd + k] + gradient
+            if t == 0:
+                copy_state(tree, state, world, 0, work, slot, tree.q, tree.qd)
+            else:
+                copy_state(tree, states, world, at - size, work, slot, tree.q, tree.qd)
+            controls, loads = t * tree.actuators, t * tree.bodies * 6
+            for s in range(substeps):  # the states of the substeps are found again, and kept
+                kept = tree.history + s * size
+                rows.copy(work, slot, tree.q, kept, tree.coordinates)
+                rows.copy(work, slot, tree.qd, kept + tree.coordinates, tree.freedoms)
+                if s + 1 < substeps:
+                    midpoint.step(
+                        tree, params, row, work, slot, time, control, controls, wrench, loads, world
+                    )
+            for s_reverse in range(substeps):
+                kept = tree.history + (substeps - 1 - s_reverse) * size
+                rows.copy(work, slot, kept, tree.q, tree.coordinates)
+                rows.copy(work, slot, kept + tree.coordinates, tree.qd, tree.freedoms)
+                midpoint.step_adjoint(
+                    tree, params, row, work, slot, time, control, controls, wrench, loads, world,
+                    grad_params, grad_control, grad_wrench,
+                )  # fmt: skip
+        for k in range(tree.coordinates):
+            grad_state[world, k] = work[slot, tree.grad_q + k]
+        for k in range(tree.freedoms):
+            grad_state[world, tree.coordinates + k] = work[slot, tree.grad_qd + k]
+
+    return SimpleNamespace(move=_move, move_adjoint=_move_adjoint)
+
+
+def build_joint_forces(scalar, module):
+    """Return the kernels of joint forces, and of their gradient."""
+    floats = wp.array2d(dtype=scalar)
+    rows, memory, joint = build_rows(scalar), make_memory(scalar), make_joint_forces(scalar)
+
+    @wp.kernel(module=module, enable_backward=False)
+    def _sum_joint_forces(
+        first: int,
+        # Model:
+        tree: Tree,
+        params: floats,  # (W, P)
+        # In:
+        q: floats,  # (B, nq)
+        qd: floats,  # (B, nv)
+        control: floats,  # (B, nu)
+        # Out:
+        work: floats,  # (B, scratch)
+        force: floats,  # (B, nv)
+    ):
+        world = first + wp.tid()
+        slot, row = rows.slot(tree, first, world), world % params.shape[0]
+        rows.load(q, world, work, slot, tree.q, tree.coordinates)
+        rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
+        joint.sum(tree, params, row, work, slot, tree.q, tree.qd, control, world, 0, tree.force)
+        rows.store(work, slot, tree.force, force, world, tree.freedoms)
+
+    @wp.kernel(module=module, enable_backward=False)
+    def _sum_joint_forces_adjoint(
+        first: int,
+        # Model:
+        tree: Tree,
+        params: floats,  # (W, P)
+        # In:
+        q: floats,  # (B, nq)
+        qd: floats,  # (B, nv)
+        control: floats,  # (B, nu)
+        grad_force: floats,  # (B, nv)
+        # Out:
+        work: floats,  # (B, scratch)
+        grad_params: floats,  # (B, P), or without rows
+        grad_q: floats,  # (B, nq)
+        grad_qd: floats,  # (B, nv)
+        grad_control: floats,  # (B, nu)
+    ):
+        world = first + wp.tid()
+        slot, row = rows.slot(tree, first, world), world % params.shape[0]
+        rows.load(q, world, work, slot, tree.q, tree.coordinates)
+        rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
+        rows.load(grad_force, world, work, slot, tree.seed, tree.freedoms)
+        memory.clear_row(work, slot, tree.grad_q, tree.coordinates)
+        memory.clear_row(work, slot, tree.grad_qd, tree.freedoms)
+        joint.sum_adjoint(
+            tree, params, row, work, slot, tree.q, tree.qd, control, world, 0, tree.seed, tree.grad_q, tree.grad_qd,
+            grad_params, grad_control,
+        )  # fmt: skip
+        rows.store(work, slot, tree.grad_q, grad_q, world, tree.coordinates)
+        rows.store(work, slot, tree.grad_qd, grad_qd, world, tree.freedoms)
+
+    return SimpleNamespace(joint_forces=_sum_joint_forces, joint_forces_adjoint=_sum_joint_forces_adjoint)
