@@ -62,6 +62,7 @@ class Parts:
     """All that a builder has collected."""
 
     name: str
+    source: str  # what errors name: the file, where there is one
     gravity: Tensor
     bodies: dict[str, Body] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
@@ -177,13 +178,13 @@ def _join(
                     else f"{leader.mimics!r}, which is no joint that moves"
                 )
                 raise InputError(
-                    f"{parts.name}: joint {leader.joint!r} mimics {what}; name a hinge or slide of the same tree"
+                    f"{parts.source}: joint {leader.joint!r} mimics {what}; name a hinge or slide of the tree"
                 )
             leader = by_joint[leader.mimics]
             passed.add(leader.joint)
             if leader.kind not in (JointKind.HINGE, JointKind.SLIDE):
                 raise InputError(
-                    f"{parts.name}: joint {body.joint!r} mimics {leader.joint!r}, a {leader.kind.name.lower()} joint; "
+                    f"{parts.source}: joint {body.joint!r} mimics {leader.joint!r}, which is {leader.kind.name}; "
                     "only hinges and slides can be followed"
                 )
             if leader.mimics is not None:
@@ -206,7 +207,7 @@ def _check_inertias(parts: Parts, kept: list[Body], joints: list[Joint], moving:
         for k in range(joint.kind.freedoms):
             if not total[joint.v_start + k] > 0.0:
                 raise InputError(
-                    f"{parts.name}: joint {joint.name!r} moves body {body.name!r}, which with all behind it has no "
+                    f"{parts.source}: joint {joint.name!r} moves body {body.name!r}, which with all behind it has no "
                     "inertia that the joint could move; give one of them mass and inertia, or the joint an armature"
                 )
 
@@ -235,7 +236,7 @@ def _actuate(parts: Parts, joints: list[Joint]) -> tuple[tuple[Actuator, ...], d
         joint = by_name.get(given["joint"])
         if joint is None or not 0 <= given["freedom"] < joint.kind.freedoms or joint.mimics is not None:
             raise InputError(
-                f"{parts.name}: actuator {given['name']!r} acts on freedom {given['freedom']} of joint "
+                f"{parts.source}: actuator {given['name']!r} acts on freedom {given['freedom']} of joint "
                 f"{given['joint']!r}, which has none of its own; name a joint that moves and follows no other"
             )
         actuators.append(Actuator(given["name"], joint.name, joint.v_start + given["freedom"]))

@@ -33,17 +33,14 @@ class ModelBuilder:
     ```
 
     Args:
-        name: Name of the model; a file where there is one, so that errors name it.
+        name: Name of the model.
         gravity: Acceleration in the world [m/s^2].
+        source: What errors name, such as a file; the name by default.
     """
 
-    def __init__(self, name: str, gravity: Sequence[float] = (0.0, 0.0, -9.81)):
-        self._parts = Parts(name, _tensor(gravity))
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self._parts.name
+    def __init__(self, name: str, gravity: Sequence[float] = (0.0, 0.0, -9.81), *, source: str | None = None):
+        self._parts = Parts(name, source or name, _tensor(gravity))
+        self._source = source or name
 
     def add_body(
         self,
@@ -90,7 +87,7 @@ class ModelBuilder:
         parts = self._parts
         kind = self._kind(name, joint)
         if name in parts.bodies:
-            raise InputError(f"{self.name}: there is a body {name!r} already; rename one of them")
+            raise InputError(f"{self._source}: there is a body {name!r} already; rename one of them")
         self._check_known(parent, f"body {name!r} hangs on")
         about = _tensor(inertia)
         body = Body(
@@ -132,7 +129,7 @@ class ModelBuilder:
         Raises:
             InputError: no such body, a shape without the mesh or the heights it needs, a size that is not positive.
         """
-        where = f"{self.name}: shape {name!r} of {body!r}"
+        where = f"{self._source}: shape {name!r} of {body!r}"
         sizes = _tensor(size).reshape(-1)
         sizes = torch.nn.functional.pad(sizes, (0, 3 - len(sizes)))
         mirrored = sizes.abs() if mesh is not None else sizes  # a mesh may have a negative scale
@@ -233,7 +230,9 @@ class ModelBuilder:
             return joint
         if joint.upper() not in JointKind.__members__:
             known = ", ".join(kind.name.lower() for kind in JointKind)
-            raise InputError(f"{self.name}: body {body!r} has a joint {joint!r}; the known ones are {known}")
+            raise InputError(
+                f"{self._source}: body {body!r} has a joint {joint!r}; the known ones are {known}"
+            )
         return JointKind[joint.upper()]
 
     def _attach(self, body: str | None, pose: Numbers, made: Any) -> Attached:
@@ -242,10 +241,10 @@ class ModelBuilder:
 
     def _check_known(self, body: str | None, what: str) -> None:
         if body is not None and body not in self._parts.bodies:
-            raise InputError(f"{self.name}: {what} {body!r}, which is no body; add it first")
+            raise InputError(f"{self._source}: {what} {body!r}, which is no body; add it first")
 
     def _check_body(self, body: Body) -> None:
-        where = f"{self.name}: body {body.name!r}"
+        where = f"{self._source}: body {body.name!r}"
         mass, com, inertia = body.inertia
         shapes = (
             (body.axis, (3,)),
@@ -284,7 +283,9 @@ class ModelBuilder:
 
 
 def _tensor(values: Numbers) -> Tensor:
-    return torch.as_tensor(np.array(values, dtype=np.float64))
+    if isinstance(values, Tensor):
+        return values.detach().to(device="cpu", dtype=torch.float64).clone()
+    return torch.tensor(np.array(values, dtype=np.float64))
 
 
 def _pose(values: Numbers) -> Tensor:

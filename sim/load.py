@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gradpath.errors import InputError
+from gradpath.sim.mjcf import read_mjcf
 from gradpath.sim.model import Model
 from gradpath.sim.urdf import read_urdf
 
@@ -42,4 +43,6 @@ def load(
     if suffix == ".urdf":
         builder = read_urdf(file, floating=floating, mimic=mimic, meshes=meshes, packages=packages or {})
         return builder.build(merge_fixed=merge_fixed)
+    if suffix in (".xml", ".mjcf"):
+        return read_mjcf(file, meshes=meshes).build(merge_fixed=merge_fixed)
     raise InputError(f"{path}: robots are read from .urdf and .xml (MJCF) files, not from {suffix!r}")

@@ -50,7 +50,7 @@ class _Reader:
     def __init__(self, path: Path, robot: Any, mimic: bool, meshes: bool, packages: Mapping[str, str | Path]):
         self.path, self.robot, self.mimic, self.meshes = path, robot, mimic, meshes
         self.files = _MeshFinder(path, packages)
-        self.builder = ModelBuilder(str(path))
+        self.builder = ModelBuilder(robot.name or path.stem, source=str(path))
         self.links = {link.name: link for link in robot.links}
         self.colours = {
             m.name: m.color.rgba for m in robot.materials if m.name is not None and m.color is not None
