@@ -84,9 +84,7 @@ def make_joint_forces(scalar):
         at = tree.joint_parameters + dof * DOF
         v = work[slot, v_at + dof]
         slip = scalar(wp.static(SLIP))
-        force = -params[row, at + DAMPING] * v - params[row, at + DRY_FRICTION] * v / wp.sqrt(
-            v * v + slip * slip
-        )
+        force = -params[row, at + DRY_FRICTION] * v / wp.sqrt(v * v + slip * slip)
         place = tree.dof_coordinate[dof]
         if place >= 0:
             q = work[slot, q_at + place]
@@ -105,9 +103,8 @@ def make_joint_forces(scalar):
         slip = scalar(wp.static(SLIP))
         speed = wp.sqrt(v * v + slip * slip)
         friction = params[row, at + DRY_FRICTION]
-        grad_v = -seed * (params[row, at + DAMPING] + friction * slip * slip / (speed * speed * speed))
+        grad_v = -seed * friction * slip * slip / (speed * speed * speed)
         if grads.shape[0] > 0:
-            grads[world, at + DAMPING] = grads[world, at + DAMPING] - seed * v
             grads[world, at + DRY_FRICTION] = grads[world, at + DRY_FRICTION] - seed * v / speed
         place = tree.dof_coordinate[dof]
         if place >= 0:
@@ -127,6 +124,25 @@ def make_joint_forces(scalar):
                 grads[world, at + LOWER] = grads[world, at + LOWER] + low[0]
                 grads[world, at + UPPER] = grads[world, at + UPPER] - high[0]
         work[slot, grad_v_at + dof] = work[slot, grad_v_at + dof] + grad_v
+
+    @wp.func
+    def add_damping(tree: Tree, params: floats, row: int, work: floats, slot: int, v_at: int, out_at: int):
+        """Add the force of the dampers."""
+        for dof in range(tree.freedoms):
+            damping = params[row, tree.joint_parameters + dof * DOF + DAMPING]
+            work[slot, out_at + dof] = work[slot, out_at + dof] - damping * work[slot, v_at + dof]
+
+    @wp.func
+    def add_damping_adjoint(
+        tree: Tree, params: floats, row: int, work: floats, slot: int, v_at: int, seed_at: int, grad_v_at: int,
+        grads: floats, world: int,
+    ):  # fmt: skip
+        for dof in range(tree.freedoms):
+            at = tree.joint_parameters + dof * DOF + DAMPING
+            seed = work[slot, seed_at + dof]
+            work[slot, grad_v_at + dof] = work[slot, grad_v_at + dof] - seed * params[row, at]
+            if grads.shape[0] > 0:
+                grads[world, at] = grads[world, at] - seed * work[slot, v_at + dof]
 
     @wp.func
     def within(value: scalar, params: floats, row: int, at: int):
@@ -161,7 +177,7 @@ def make_joint_forces(scalar):
         tree: Tree, params: floats, row: int, work: floats, slot: int, q_at: int, v_at: int,
         control: floats, world: int, first: int, out_at: int,
     ):  # fmt: skip
-        """Write the force of everything in the joints; the control of actuator a is in column `first + a`."""
+        """Write the force of all in the joints but dampers; the control of actuator a is in column `first + a`."""
         for dof in range(tree.freedoms):
             work[slot, out_at + dof] = passive_force(tree, params, row, work, slot, dof, q_at, v_at)
         for a in range(tree.actuators):
@@ -209,4 +225,9 @@ def make_joint_forces(scalar):
                 grads[world, at + GAIN] = grads[world, at + GAIN] + seed * command
                 memory.add_vec3(grads, world, at + BIAS, seed * vec3(scalar(1.0), gear * position, gear * v))
 
-    return SimpleNamespace(sum=sum_joint_forces, sum_adjoint=sum_joint_forces_adjoint)
+    return SimpleNamespace(
+        sum=sum_joint_forces,
+        sum_adjoint=sum_joint_forces_adjoint,
+        damping=add_damping,
+        damping_adjoint=add_damping_adjoint,
+    )

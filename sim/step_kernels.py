@@ -23,7 +23,7 @@ def make_midpoint(scalar):
 
     Half a drift, accelerations at the middle with the velocity of the start, again with the velocity in the middle
     that they give, and the other half of the drift: of second order, symplectic where the inertia is constant.
-    Viscous damping is implicit, by the trapezoidal rule.
+    Viscous damping is implicit, by the trapezoidal rule: its force is that of the mean of both velocities.
     """
     floats = wp.array2d(dtype=scalar)
     clear_row = make_memory(scalar).clear_row
@@ -39,6 +39,7 @@ def make_midpoint(scalar):
         """Write the accelerations at the middle; the mass matrix is factorized already."""
         recursions.newton_euler(tree, params, row, work, slot, v_at, -1, tree.tau)
         joint.sum(tree, params, row, work, slot, tree.q_middle, v_at, control, world, first, tree.force)
+        joint.damping(tree, params, row, work, slot, tree.qd, tree.force)
         for dof in range(tree.freedoms):
             work[slot, a_at + dof] = work[slot, tree.force + dof] - work[slot, tree.tau + dof]
         mass.solve(tree, work, slot, a_at)
@@ -55,6 +56,9 @@ def make_midpoint(scalar):
             tree, params, row, work, slot, tree.q_middle, v_at, control, world, first, tree.seed,
             tree.grad_q_middle, grad_v_at, grad_params, grad_control,
         )  # fmt: skip
+        joint.damping_adjoint(
+            tree, params, row, work, slot, tree.qd, tree.seed, tree.grad_qd, grad_params, world
+        )
         for dof in range(tree.freedoms):
             value = -work[slot, tree.seed + dof]
             work[slot, tree.seed + dof] = value
@@ -81,63 +85,50 @@ def make_midpoint(scalar):
         recursions.load(tree, work, slot, wrench, world, load_first)
         mass.make(tree, params, row, work, slot, scalar(half) * time)
         mass.factorize(tree, work, slot)
-        accelerate(tree, params, row, work, slot, tree.qd, tree.qdd, control, world, first)
-        for dof in range(tree.freedoms):
-            change = scalar(half) * time * work[slot, tree.qdd + dof]
-            work[slot, tree.qd_middle + dof] = work[slot, tree.qd + dof] + change
-        accelerate(tree, params, row, work, slot, tree.qd_middle, tree.qdd_middle, control, world, first)
-        for dof in range(tree.freedoms):
-            work[slot, tree.qd_end + dof] = (
-                work[slot, tree.qd + dof] + time * work[slot, tree.qdd_middle + dof]
-            )
+        # A loop, so that the compiler sees the accelerations once.
+        v_at, a_at, out_at, duration = int(tree.qd), int(tree.qdd), int(tree.qd_middle), scalar(half) * time
+        for _stage in range(tree.stages):
+            accelerate(tree, params, row, work, slot, v_at, a_at, control, world, first)
+            for dof in range(tree.freedoms):
+                work[slot, out_at + dof] = work[slot, tree.qd + dof] + duration * work[slot, a_at + dof]
+            v_at, a_at, out_at = int(tree.qd_middle), int(tree.qdd_middle), int(tree.qd_end)
+            duration = time
 
     @wp.func
-    def step_once(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, time: scalar,
-        control: floats, first: int, wrench: floats, load_first: int, world: int,
-    ):  # fmt: skip
-        """Replace the state by that after `time`."""
-        halfway(tree, params, row, work, slot, time, control, first, wrench, load_first, world)
+    def finish(tree: Tree, work: floats, slot: int, time: scalar):
+        """From the middle to the state at the end, in place of that at the start."""
         motion.drift(tree, work, slot, tree.q_middle, tree.qd_end, scalar(half) * time, tree.q)
         for dof in range(tree.freedoms):
             work[slot, tree.qd + dof] = work[slot, tree.qd_end + dof]
 
     @wp.func
-    def step_once_adjoint(
+    def reverse_step(
         tree: Tree, params: floats, row: int, work: floats, slot: int, time: scalar,
         control: floats, first: int, wrench: floats, load_first: int, world: int,
         grad_params: floats, grad_control: floats, grad_wrench: floats,
     ):  # fmt: skip
-        """Replace the gradient of the state at the end by that of the state at the start, which is in the scratch."""
-        halfway(tree, params, row, work, slot, time, control, first, wrench, load_first, world)
+        """Replace the gradient of the state at the end by that of the state at the start; after `halfway`."""
         loaded = wp.min(wrench.shape[1], 1)
         clear_row(work, slot, tree.grad_q_middle, tree.coordinates)
         clear_row(work, slot, tree.grad_qd_middle, tree.freedoms)
         motion.drift_adjoint(
-            tree,
-            work,
-            slot,
-            tree.q_middle,
-            tree.qd_end,
-            scalar(half) * time,
-            tree.grad_q,
-            tree.grad_q_middle,
-            tree.grad_qd,
-        )
+            tree, work, slot, tree.q_middle, tree.qd_end, scalar(half) * time,
+            tree.grad_q, tree.grad_q_middle, tree.grad_qd,
+        )  # fmt: skip
+        v_at, a_at, grad_v_at = int(tree.qd_middle), int(tree.qdd_middle), int(tree.grad_qd_middle)
         for dof in range(tree.freedoms):
             work[slot, tree.seed + dof] = time * work[slot, tree.grad_qd + dof]
-        accelerate_adjoint(
-            tree, params, row, work, slot, tree.qd_middle, tree.qdd_middle, tree.grad_qd_middle, time, control, world,
-            first, loaded, load_first, grad_params, grad_control, grad_wrench,
-        )  # fmt: skip
-        for dof in range(tree.freedoms):
-            through = work[slot, tree.grad_qd_middle + dof]
-            work[slot, tree.grad_qd + dof] = work[slot, tree.grad_qd + dof] + through
-            work[slot, tree.seed + dof] = scalar(half) * time * through
-        accelerate_adjoint(
-            tree, params, row, work, slot, tree.qd, tree.qdd, tree.grad_qd, time, control, world, first, loaded,
-            load_first, grad_params, grad_control, grad_wrench,
-        )  # fmt: skip
+        for _stage in range(tree.stages):
+            accelerate_adjoint(
+                tree, params, row, work, slot, v_at, a_at, grad_v_at, time, control, world, first, loaded,
+                load_first, grad_params, grad_control, grad_wrench,
+            )  # fmt: skip
+            if v_at == tree.qd_middle:
+                for dof in range(tree.freedoms):
+                    through = work[slot, tree.grad_qd_middle + dof]
+                    work[slot, tree.grad_qd + dof] = work[slot, tree.grad_qd + dof] + through
+                    work[slot, tree.seed + dof] = scalar(half) * time * through
+            v_at, a_at, grad_v_at = int(tree.qd), int(tree.qdd), int(tree.grad_qd)
         clear_row(work, slot, tree.grad_q, tree.coordinates)
         motion.drift_adjoint(
             tree,
@@ -151,7 +142,7 @@ def make_midpoint(scalar):
             tree.grad_qd,
         )
 
-    return SimpleNamespace(step=step_once, step_adjoint=step_once_adjoint)
+    return SimpleNamespace(halfway=halfway, finish=finish, reverse=reverse_step)
 
 
 def build_motion(scalar, module):
@@ -199,19 +190,11 @@ def build_motion(scalar, module):
         copy_state(tree, state, world, 0, work, slot, tree.q, tree.qd)
         for t in range(steps):
             for _s in range(substeps):
-                midpoint.step(
-                    tree,
-                    params,
-                    row,
-                    work,
-                    slot,
-                    time,
-                    control,
-                    t * tree.actuators,
-                    wrench,
-                    t * tree.bodies * 6,
+                midpoint.halfway(
+                    tree, params, row, work, slot, time, control, t * tree.actuators, wrench, t * tree.bodies * 6,
                     world,
-                )
+                )  # fmt: skip
+                midpoint.finish(tree, work, slot, time)
             for k in range(tree.coordinates):
                 states[world, t * size + k] = work[slot, tree.q + k]
             for k in range(tree.freedoms):
@@ -257,22 +240,23 @@ def build_motion(scalar, module):
             else:
                 copy_state(tree, states, world, at - size, work, slot, tree.q, tree.qd)
             controls, loads = t * tree.actuators, t * tree.bodies * 6
-            for s in range(substeps):  # the states of the substeps are found again, and kept
-                kept = tree.history + s * size
-                rows.copy(work, slot, tree.q, kept, tree.coordinates)
-                rows.copy(work, slot, tree.qd, kept + tree.coordinates, tree.freedoms)
-                if s + 1 < substeps:
-                    midpoint.step(
-                        tree, params, row, work, slot, time, control, controls, wrench, loads, world
-                    )
-            for s_reverse in range(substeps):
-                kept = tree.history + (substeps - 1 - s_reverse) * size
-                rows.copy(work, slot, kept, tree.q, tree.coordinates)
-                rows.copy(work, slot, kept + tree.coordinates, tree.qd, tree.freedoms)
-                midpoint.step_adjoint(
-                    tree, params, row, work, slot, time, control, controls, wrench, loads, world,
-                    grad_params, grad_control, grad_wrench,
-                )  # fmt: skip
+            # Forth, keeping the states of the substeps, and back, finding the middle of each again.
+            for turn in range(2 * substeps - 1):
+                kept = tree.history + wp.min(turn, 2 * substeps - 2 - turn) * size
+                if turn < substeps:
+                    rows.copy(work, slot, tree.q, kept, tree.coordinates)
+                    rows.copy(work, slot, tree.qd, kept + tree.coordinates, tree.freedoms)
+                else:
+                    rows.copy(work, slot, kept, tree.q, tree.coordinates)
+                    rows.copy(work, slot, kept + tree.coordinates, tree.qd, tree.freedoms)
+                midpoint.halfway(tree, params, row, work, slot, time, control, controls, wrench, loads, world)
+                if turn + 1 < substeps:
+                    midpoint.finish(tree, work, slot, time)
+                else:
+                    midpoint.reverse(
+                        tree, params, row, work, slot, time, control, controls, wrench, loads, world,
+                        grad_params, grad_control, grad_wrench,
+                    )  # fmt: skip
         for k in range(tree.coordinates):
             grad_state[world, k] = work[slot, tree.grad_q + k]
         for k in range(tree.freedoms):
@@ -305,6 +289,7 @@ def build_joint_forces(scalar, module):
         rows.load(q, world, work, slot, tree.q, tree.coordinates)
         rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
         joint.sum(tree, params, row, work, slot, tree.q, tree.qd, control, world, 0, tree.force)
+        joint.damping(tree, params, row, work, slot, tree.qd, tree.force)
         rows.store(work, slot, tree.force, force, world, tree.freedoms)
 
     @wp.kernel(module=module, enable_backward=False)
@@ -336,6 +321,9 @@ def build_joint_forces(scalar, module):
             tree, params, row, work, slot, tree.q, tree.qd, control, world, 0, tree.seed, tree.grad_q, tree.grad_qd,
             grad_params, grad_control,
         )  # fmt: skip
+        joint.damping_adjoint(
+            tree, params, row, work, slot, tree.qd, tree.seed, tree.grad_qd, grad_params, world
+        )
         rows.store(work, slot, tree.grad_q, grad_q, world, tree.coordinates)
         rows.store(work, slot, tree.grad_qd, grad_qd, world, tree.freedoms)
 

@@ -81,6 +81,7 @@ class Tree:
     """Topology and layout of a model; holds no numbers that could have a gradient."""
 
     sequential: int  # 1 where worlds run one after the other and share their scratch
+    stages: int  # of an integration step: 2, not written into a loop, which the compiler would unroll
     bodies: int
     coordinates: int
     freedoms: int
@@ -156,6 +157,7 @@ def _lay_out(joints: tuple[Any, ...], actuator_dofs: tuple[int, ...], device: to
         )
 
     tree = Tree()
+    tree.stages = 2
     tree.sequential = int(device.type == "cpu")
     tree.bodies, tree.coordinates, tree.freedoms, tree.actuators = len(joints), nq, nv, len(actuator_dofs)
     tree.parent, tree.kind, tree.own = ints([j[1] for j in joints]), ints(kind), ints(own)
