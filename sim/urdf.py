@@ -2,6 +2,7 @@
 
 import math
 import os
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def read_urdf(
             f"{path}: reading URDF needs yourdfpy, which is not there; pip install 'gradpath[robots]'"
         ) from error
     try:
+        ElementTree.parse(path)  # yourdfpy guesses on where a file is broken
         robot = yourdfpy.URDF.load(str(path), load_meshes=False, build_scene_graph=False).robot
     except Exception as error:  # yourdfpy and lxml raise whatever they meet
         raise InputError(f"{path}: this is no URDF that yourdfpy can read: {error}") from error
