@@ -14,6 +14,7 @@ from gradpath.sim.step_kernels import build_joint_forces, build_motion
 def _kernels(scalar: Any) -> SimpleNamespace:
     # In one module they share their functions, and the compiler reads Warp's headers once instead of eleven times.
     module = wp.get_module(f"gradpath_articulated_{scalar.__name__}")
+    module.options["enable_backward"] = False
     builders = build_kinematics, build_dynamics, build_joint_forces, build_motion
     parts = [build(scalar, module) for build in builders]
     return SimpleNamespace(**{name: kernel for part in parts for name, kernel in vars(part).items()})

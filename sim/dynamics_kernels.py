@@ -10,7 +10,7 @@ import warp as wp
 from gradpath.sim.kinematics_functions import ORIENTATION, POSITION, make_kinematics
 from gradpath.sim.mass_functions import make_mass_matrix
 from gradpath.sim.spatial import make_memory
-from gradpath.sim.tree import Tree
+from gradpath.sim.tree import Trees
 from gradpath.sim.tree_adjoints import make_adjoints
 from gradpath.sim.tree_functions import (
     ARMATURE,
@@ -42,9 +42,9 @@ def build_rows(scalar):
             work[slot, target + k] = work[slot, source + k]
 
     @wp.func
-    def scratch_slot(tree: Tree, first: int, world: int):
+    def scratch_slot(tree: Trees, first: int, world: int):
         """On the CPU the worlds of a launch run one after the other and share the scratch of the first."""
-        if tree.sequential == 1:
+        if tree[0].sequential == 1:
             return first
         return world
 
@@ -62,7 +62,7 @@ def build_kinematics(scalar, module):
     def _locate_bodies(
         first: int,
         # Model:
-        tree: Tree,
+        tree: Trees,
         params: floats,  # (W, P)
         # In:
         q: floats,  # (B, nq)
@@ -75,13 +75,13 @@ def build_kinematics(scalar, module):
         world = first + wp.tid()
         slot, row = rows.slot(tree, first, world), world % params.shape[0]
         moving = 0
-        rows.load(q, world, work, slot, tree.q, tree.coordinates)
+        rows.load(q, world, work, slot, tree[0].q, tree[0].coordinates)
         if twist.shape[1] > 0:
             moving = 1
-            rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
-        recursions.place(tree, params, row, work, slot, tree.q)
-        kinematics.locate(tree, params, row, work, slot, tree.q, tree.qd, moving)
-        for i in range(tree.bodies):
+            rows.load(qd, world, work, slot, tree[0].qd, tree[0].freedoms)
+        recursions.place(tree, params, row, work, slot, tree[0].q)
+        kinematics.locate(tree, params, row, work, slot, tree[0].q, tree[0].qd, moving)
+        for i in range(tree[0].bodies):
             orientation = memory.read_quat(work, slot, i * SCRATCH + ORIENTATION)
             memory.write_vec3(pose, world, 7 * i, memory.read_vec3(work, slot, i * SCRATCH + POSITION))
             memory.write_quat(pose, world, 7 * i + 3, orientation)
@@ -95,7 +95,7 @@ def build_kinematics(scalar, module):
     def _locate_bodies_adjoint(
         first: int,
         # Model:
-        tree: Tree,
+        tree: Trees,
         params: floats,  # (W, P)
         # In:
         q: floats,  # (B, nq)
@@ -111,21 +111,21 @@ def build_kinematics(scalar, module):
         world = first + wp.tid()
         slot, row = rows.slot(tree, first, world), world % params.shape[0]
         moving = 0
-        rows.load(q, world, work, slot, tree.q, tree.coordinates)
+        rows.load(q, world, work, slot, tree[0].q, tree[0].coordinates)
         if grad_twist.shape[1] > 0:
             moving = 1
-            rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
-        recursions.place(tree, params, row, work, slot, tree.q)
-        kinematics.locate(tree, params, row, work, slot, tree.q, tree.qd, moving)
-        memory.clear_row(work, slot, tree.grad_q, tree.coordinates)
-        memory.clear_row(work, slot, tree.grad_qd, tree.freedoms)
+            rows.load(qd, world, work, slot, tree[0].qd, tree[0].freedoms)
+        recursions.place(tree, params, row, work, slot, tree[0].q)
+        kinematics.locate(tree, params, row, work, slot, tree[0].q, tree[0].qd, moving)
+        memory.clear_row(work, slot, tree[0].grad_q, tree[0].coordinates)
+        memory.clear_row(work, slot, tree[0].grad_qd, tree[0].freedoms)
         kinematics.locate_adjoint(
-            tree, params, row, work, slot, tree.q, tree.qd, tree.grad_q, tree.grad_qd, grad_pose, grad_twist,
-            grad_params, world,
+            tree, params, row, work, slot, tree[0].q, tree[0].qd, tree[0].grad_q, tree[0].grad_qd, grad_pose,
+            grad_twist, grad_params, world,
         )  # fmt: skip
-        rows.store(work, slot, tree.grad_q, grad_q, world, tree.coordinates)
+        rows.store(work, slot, tree[0].grad_q, grad_q, world, tree[0].coordinates)
         if moving == 1:
-            rows.store(work, slot, tree.grad_qd, grad_qd, world, tree.freedoms)
+            rows.store(work, slot, tree[0].grad_qd, grad_qd, world, tree[0].freedoms)
 
     return SimpleNamespace(locate=_locate_bodies, locate_adjoint=_locate_bodies_adjoint)
 
@@ -138,11 +138,11 @@ def build_dynamics(scalar, module):
 
     @wp.func
     def armature_gradient(
-        tree: Tree, work: floats, slot: int, seed_at: int, a_at: int, grad_params: floats, world: int
+        tree: Trees, work: floats, slot: int, seed_at: int, a_at: int, grad_params: floats, world: int
     ):
         if grad_params.shape[0] > 0:
-            for dof in range(tree.freedoms):
-                at = tree.joint_parameters + dof * DOF + ARMATURE
+            for dof in range(tree[0].freedoms):
+                at = tree[0].joint_parameters + dof * DOF + ARMATURE
                 value = work[slot, seed_at + dof] * work[slot, a_at + dof]
                 grad_params[world, at] = grad_params[world, at] + value
 
@@ -150,7 +150,7 @@ def build_dynamics(scalar, module):
     def _find_joint_forces(
         first: int,
         # Model:
-        tree: Tree,
+        tree: Trees,
         params: floats,  # (W, P)
         # In:
         q: floats,  # (B, nq)
@@ -163,20 +163,20 @@ def build_dynamics(scalar, module):
     ):
         world = first + wp.tid()
         slot, row = rows.slot(tree, first, world), world % params.shape[0]
-        rows.load(q, world, work, slot, tree.q, tree.coordinates)
-        rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
-        rows.load(qdd, world, work, slot, tree.qdd, tree.freedoms)
-        recursions.place(tree, params, row, work, slot, tree.q)
+        rows.load(q, world, work, slot, tree[0].q, tree[0].coordinates)
+        rows.load(qd, world, work, slot, tree[0].qd, tree[0].freedoms)
+        rows.load(qdd, world, work, slot, tree[0].qdd, tree[0].freedoms)
+        recursions.place(tree, params, row, work, slot, tree[0].q)
         recursions.load(tree, work, slot, wrench, world, 0)
-        recursions.newton_euler(tree, params, row, work, slot, tree.qd, tree.qdd, tree.tau)
-        recursions.add_armature(tree, params, row, work, slot, tree.qdd, tree.tau)
-        rows.store(work, slot, tree.tau, tau, world, tree.freedoms)
+        recursions.newton_euler(tree, params, row, work, slot, tree[0].qd, tree[0].qdd, tree[0].tau)
+        recursions.add_armature(tree, params, row, work, slot, tree[0].qdd, tree[0].tau)
+        rows.store(work, slot, tree[0].tau, tau, world, tree[0].freedoms)
 
     @wp.kernel(module=module, enable_backward=False)
     def _find_joint_forces_adjoint(
         first: int,
         # Model:
-        tree: Tree,
+        tree: Trees,
         params: floats,  # (W, P)
         # In:
         q: floats,  # (B, nq)
@@ -194,32 +194,33 @@ def build_dynamics(scalar, module):
     ):
         world = first + wp.tid()
         slot, row = rows.slot(tree, first, world), world % params.shape[0]
-        rows.load(q, world, work, slot, tree.q, tree.coordinates)
-        rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
-        rows.load(qdd, world, work, slot, tree.qdd, tree.freedoms)
-        rows.load(grad_tau, world, work, slot, tree.seed, tree.freedoms)
-        recursions.place(tree, params, row, work, slot, tree.q)
+        rows.load(q, world, work, slot, tree[0].q, tree[0].coordinates)
+        rows.load(qd, world, work, slot, tree[0].qd, tree[0].freedoms)
+        rows.load(qdd, world, work, slot, tree[0].qdd, tree[0].freedoms)
+        rows.load(grad_tau, world, work, slot, tree[0].seed, tree[0].freedoms)
+        recursions.place(tree, params, row, work, slot, tree[0].q)
         recursions.load(tree, work, slot, wrench, world, 0)
-        recursions.newton_euler(tree, params, row, work, slot, tree.qd, tree.qdd, tree.tau)
-        memory.clear_row(work, slot, tree.grad_q, tree.coordinates)
-        memory.clear_row(work, slot, tree.grad_qd, tree.freedoms)
-        memory.clear_row(work, slot, tree.grad_qdd, tree.freedoms)
-        recursions.add_armature(tree, params, row, work, slot, tree.seed, tree.grad_qdd)
+        recursions.newton_euler(tree, params, row, work, slot, tree[0].qd, tree[0].qdd, tree[0].tau)
+        memory.clear_row(work, slot, tree[0].grad_q, tree[0].coordinates)
+        memory.clear_row(work, slot, tree[0].grad_qd, tree[0].freedoms)
+        memory.clear_row(work, slot, tree[0].grad_qdd, tree[0].freedoms)
+        recursions.add_armature(tree, params, row, work, slot, tree[0].seed, tree[0].grad_qdd)
         loaded = wp.min(wrench.shape[1], 1)
         adjoints.newton_euler(
-            tree, params, row, work, slot, tree.q, tree.qd, tree.qdd, tree.seed, tree.grad_q, tree.grad_qd,
-            tree.grad_qdd, grad_params, grad_wrench, world, loaded, 0,
+            tree, params, row, work, slot, tree[0].q, tree[0].qd, tree[0].qdd, tree[0].seed, tree[0].grad_q,
+            tree[0].grad_qd,
+            tree[0].grad_qdd, grad_params, grad_wrench, world, loaded, 0,
         )  # fmt: skip
-        armature_gradient(tree, work, slot, tree.seed, tree.qdd, grad_params, world)
-        rows.store(work, slot, tree.grad_q, grad_q, world, tree.coordinates)
-        rows.store(work, slot, tree.grad_qd, grad_qd, world, tree.freedoms)
-        rows.store(work, slot, tree.grad_qdd, grad_qdd, world, tree.freedoms)
+        armature_gradient(tree, work, slot, tree[0].seed, tree[0].qdd, grad_params, world)
+        rows.store(work, slot, tree[0].grad_q, grad_q, world, tree[0].coordinates)
+        rows.store(work, slot, tree[0].grad_qd, grad_qd, world, tree[0].freedoms)
+        rows.store(work, slot, tree[0].grad_qdd, grad_qdd, world, tree[0].freedoms)
 
     @wp.kernel(module=module, enable_backward=False)
     def _accelerate_joints(
         first: int,
         # Model:
-        tree: Tree,
+        tree: Trees,
         params: floats,  # (W, P)
         # In:
         q: floats,  # (B, nq)
@@ -232,23 +233,23 @@ def build_dynamics(scalar, module):
     ):
         world = first + wp.tid()
         slot, row = rows.slot(tree, first, world), world % params.shape[0]
-        rows.load(q, world, work, slot, tree.q, tree.coordinates)
-        rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
-        recursions.place(tree, params, row, work, slot, tree.q)
+        rows.load(q, world, work, slot, tree[0].q, tree[0].coordinates)
+        rows.load(qd, world, work, slot, tree[0].qd, tree[0].freedoms)
+        recursions.place(tree, params, row, work, slot, tree[0].q)
         recursions.load(tree, work, slot, wrench, world, 0)
-        recursions.newton_euler(tree, params, row, work, slot, tree.qd, -1, tree.tau)
+        recursions.newton_euler(tree, params, row, work, slot, tree[0].qd, -1, tree[0].tau)
         mass.make(tree, params, row, work, slot, scalar(0.0))
         mass.factorize(tree, work, slot)
-        for dof in range(tree.freedoms):
-            work[slot, tree.qdd + dof] = tau[world, dof] - work[slot, tree.tau + dof]
-        mass.solve(tree, work, slot, tree.qdd)
-        rows.store(work, slot, tree.qdd, qdd, world, tree.freedoms)
+        for dof in range(tree[0].freedoms):
+            work[slot, tree[0].qdd + dof] = tau[world, dof] - work[slot, tree[0].tau + dof]
+        mass.solve(tree, work, slot, tree[0].qdd)
+        rows.store(work, slot, tree[0].qdd, qdd, world, tree[0].freedoms)
 
     @wp.kernel(module=module, enable_backward=False)
     def _accelerate_joints_adjoint(
         first: int,
         # Model:
-        tree: Tree,
+        tree: Trees,
         params: floats,  # (W, P)
         # In:
         q: floats,  # (B, nq)
@@ -266,36 +267,37 @@ def build_dynamics(scalar, module):
     ):
         world = first + wp.tid()
         slot, row = rows.slot(tree, first, world), world % params.shape[0]
-        rows.load(q, world, work, slot, tree.q, tree.coordinates)
-        rows.load(qd, world, work, slot, tree.qd, tree.freedoms)
-        rows.load(qdd, world, work, slot, tree.qdd, tree.freedoms)
-        recursions.place(tree, params, row, work, slot, tree.q)
+        rows.load(q, world, work, slot, tree[0].q, tree[0].coordinates)
+        rows.load(qd, world, work, slot, tree[0].qd, tree[0].freedoms)
+        rows.load(qdd, world, work, slot, tree[0].qdd, tree[0].freedoms)
+        recursions.place(tree, params, row, work, slot, tree[0].q)
         recursions.load(tree, work, slot, wrench, world, 0)
         mass.make(tree, params, row, work, slot, scalar(0.0))
         mass.factorize(tree, work, slot)
-        rows.load(grad_qdd, world, work, slot, tree.seed, tree.freedoms)
-        mass.solve(tree, work, slot, tree.seed)
-        rows.store(work, slot, tree.seed, grad_tau, world, tree.freedoms)
+        rows.load(grad_qdd, world, work, slot, tree[0].seed, tree[0].freedoms)
+        mass.solve(tree, work, slot, tree[0].seed)
+        rows.store(work, slot, tree[0].seed, grad_tau, world, tree[0].freedoms)
         # The rest is inverse dynamics at this acceleration, backwards, seeded with minus what was solved for.
-        for dof in range(tree.freedoms):
-            work[slot, tree.seed + dof] = -work[slot, tree.seed + dof]
-        recursions.newton_euler(tree, params, row, work, slot, tree.qd, tree.qdd, tree.tau)
-        memory.clear_row(work, slot, tree.grad_q, tree.coordinates)
-        memory.clear_row(work, slot, tree.grad_qd, tree.freedoms)
+        for dof in range(tree[0].freedoms):
+            work[slot, tree[0].seed + dof] = -work[slot, tree[0].seed + dof]
+        recursions.newton_euler(tree, params, row, work, slot, tree[0].qd, tree[0].qdd, tree[0].tau)
+        memory.clear_row(work, slot, tree[0].grad_q, tree[0].coordinates)
+        memory.clear_row(work, slot, tree[0].grad_qd, tree[0].freedoms)
         loaded = wp.min(wrench.shape[1], 1)
         adjoints.newton_euler(
-            tree, params, row, work, slot, tree.q, tree.qd, tree.qdd, tree.seed, tree.grad_q, tree.grad_qd, -1,
+            tree, params, row, work, slot, tree[0].q, tree[0].qd, tree[0].qdd, tree[0].seed, tree[0].grad_q,
+            tree[0].grad_qd, -1,
             grad_params, grad_wrench, world, loaded, 0,
         )  # fmt: skip
-        armature_gradient(tree, work, slot, tree.seed, tree.qdd, grad_params, world)
-        rows.store(work, slot, tree.grad_q, grad_q, world, tree.coordinates)
-        rows.store(work, slot, tree.grad_qd, grad_qd, world, tree.freedoms)
+        armature_gradient(tree, work, slot, tree[0].seed, tree[0].qdd, grad_params, world)
+        rows.store(work, slot, tree[0].grad_q, grad_q, world, tree[0].coordinates)
+        rows.store(work, slot, tree[0].grad_qd, grad_qd, world, tree[0].freedoms)
 
     @wp.kernel(module=module, enable_backward=False)
     def _make_mass_matrix(
         first: int,
         # Model:
-        tree: Tree,
+        tree: Trees,
         params: floats,  # (W, P)
         # In:
         q: floats,  # (B, nq)
@@ -305,13 +307,13 @@ def build_dynamics(scalar, module):
     ):
         world = first + wp.tid()
         slot, row = rows.slot(tree, first, world), world % params.shape[0]
-        rows.load(q, world, work, slot, tree.q, tree.coordinates)
-        recursions.place(tree, params, row, work, slot, tree.q)
+        rows.load(q, world, work, slot, tree[0].q, tree[0].coordinates)
+        recursions.place(tree, params, row, work, slot, tree[0].q)
         mass.make(tree, params, row, work, slot, scalar(0.0))
-        n = tree.freedoms
+        n = tree[0].freedoms
         for i in range(n):
             for j in range(n):
-                matrix[world, i * n + j] = work[slot, tree.matrix + wp.max(i, j) * n + wp.min(i, j)]
+                matrix[world, i * n + j] = work[slot, tree[0].matrix + wp.max(i, j) * n + wp.min(i, j)]
 
     return SimpleNamespace(
         inverse=_find_joint_forces,

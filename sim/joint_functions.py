@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import warp as wp
 
 from gradpath.sim.spatial import make_memory
-from gradpath.sim.tree import ACTUATOR_NUMBERS, ACTUATOR_OFFSETS, JOINT_OFFSETS, Tree
+from gradpath.sim.tree import ACTUATOR_NUMBERS, ACTUATOR_OFFSETS, JOINT_OFFSETS, Trees
 from gradpath.sim.tree_functions import DAMPING, DOF
 
 DRY_FRICTION = wp.constant(JOINT_OFFSETS["dry_friction"])
@@ -79,13 +79,13 @@ def make_joint_forces(scalar):
 
     @wp.func
     def passive_force(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, dof: int, q_at: int, v_at: int
+        tree: Trees, params: floats, row: int, work: floats, slot: int, dof: int, q_at: int, v_at: int
     ):
-        at = tree.joint_parameters + dof * DOF
+        at = tree[0].joint_parameters + dof * DOF
         v = work[slot, v_at + dof]
         slip = scalar(wp.static(SLIP))
         force = -params[row, at + DRY_FRICTION] * v / wp.sqrt(v * v + slip * slip)
-        place = tree.dof_coordinate[dof]
+        place = tree[0].dof_coordinate[dof]
         if place >= 0:
             q = work[slot, q_at + place]
             force -= params[row, at + STIFFNESS] * (q - params[row, at + REST])
@@ -95,10 +95,10 @@ def make_joint_forces(scalar):
 
     @wp.func
     def passive_force_adjoint(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, dof: int, q_at: int, v_at: int,
+        tree: Trees, params: floats, row: int, work: floats, slot: int, dof: int, q_at: int, v_at: int,
         seed: scalar, grad_q_at: int, grad_v_at: int, grads: floats, world: int,
     ):  # fmt: skip
-        at = tree.joint_parameters + dof * DOF
+        at = tree[0].joint_parameters + dof * DOF
         v = work[slot, v_at + dof]
         slip = scalar(wp.static(SLIP))
         speed = wp.sqrt(v * v + slip * slip)
@@ -106,7 +106,7 @@ def make_joint_forces(scalar):
         grad_v = -seed * friction * slip * slip / (speed * speed * speed)
         if grads.shape[0] > 0:
             grads[world, at + DRY_FRICTION] = grads[world, at + DRY_FRICTION] - seed * v / speed
-        place = tree.dof_coordinate[dof]
+        place = tree[0].dof_coordinate[dof]
         if place >= 0:
             q, stiffness = work[slot, q_at + place], params[row, at + STIFFNESS]
             below, above = params[row, at + LOWER] - q, q - params[row, at + UPPER]
@@ -125,20 +125,20 @@ def make_joint_forces(scalar):
                 grads[world, at + UPPER] = grads[world, at + UPPER] - high[0]
         work[slot, grad_v_at + dof] = work[slot, grad_v_at + dof] + grad_v
 
-    @wp.func
-    def add_damping(tree: Tree, params: floats, row: int, work: floats, slot: int, v_at: int, out_at: int):
+    @wp.func(inline=False)
+    def add_damping(tree: Trees, params: floats, row: int, work: floats, slot: int, v_at: int, out_at: int):
         """Add the force of the dampers."""
-        for dof in range(tree.freedoms):
-            damping = params[row, tree.joint_parameters + dof * DOF + DAMPING]
+        for dof in range(tree[0].freedoms):
+            damping = params[row, tree[0].joint_parameters + dof * DOF + DAMPING]
             work[slot, out_at + dof] = work[slot, out_at + dof] - damping * work[slot, v_at + dof]
 
-    @wp.func
+    @wp.func(inline=False)
     def add_damping_adjoint(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, v_at: int, seed_at: int, grad_v_at: int,
+        tree: Trees, params: floats, row: int, work: floats, slot: int, v_at: int, seed_at: int, grad_v_at: int,
         grads: floats, world: int,
     ):  # fmt: skip
-        for dof in range(tree.freedoms):
-            at = tree.joint_parameters + dof * DOF + DAMPING
+        for dof in range(tree[0].freedoms):
+            at = tree[0].joint_parameters + dof * DOF + DAMPING
             seed = work[slot, seed_at + dof]
             work[slot, grad_v_at + dof] = work[slot, grad_v_at + dof] - seed * params[row, at]
             if grads.shape[0] > 0:
@@ -167,21 +167,21 @@ def make_joint_forces(scalar):
         return seed
 
     @wp.func
-    def actuator_length(tree: Tree, work: floats, slot: int, dof: int, q_at: int):
-        if tree.dof_coordinate[dof] >= 0:
-            return work[slot, q_at + tree.dof_coordinate[dof]]
+    def actuator_length(tree: Trees, work: floats, slot: int, dof: int, q_at: int):
+        if tree[0].dof_coordinate[dof] >= 0:
+            return work[slot, q_at + tree[0].dof_coordinate[dof]]
         return scalar(0.0)
 
-    @wp.func
+    @wp.func(inline=False)
     def sum_joint_forces(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, q_at: int, v_at: int,
+        tree: Trees, params: floats, row: int, work: floats, slot: int, q_at: int, v_at: int,
         control: floats, world: int, first: int, out_at: int,
     ):  # fmt: skip
         """Write the force of all in the joints but dampers; the control of actuator a is in column `first + a`."""
-        for dof in range(tree.freedoms):
+        for dof in range(tree[0].freedoms):
             work[slot, out_at + dof] = passive_force(tree, params, row, work, slot, dof, q_at, v_at)
-        for a in range(tree.actuators):
-            at, acted = tree.actuator_parameters + a * ACTUATOR, tree.actuator_dof[a]
+        for a in range(tree[0].actuators):
+            at, acted = tree[0].actuator_parameters + a * ACTUATOR, tree[0].actuator_dof[a]
             gear, bias = params[row, at + GEAR], memory.read_vec3(params, row, at + BIAS)
             length = gear * actuator_length(tree, work, slot, acted, q_at)
             command = within(control[world, first + a], params, row, at + CONTROL_RANGE)
@@ -190,20 +190,20 @@ def make_joint_forces(scalar):
             limited = gear * within(force, params, row, at + FORCE_RANGE)
             work[slot, out_at + acted] = work[slot, out_at + acted] + limited
 
-    @wp.func
+    @wp.func(inline=False)
     def sum_joint_forces_adjoint(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, q_at: int, v_at: int,
+        tree: Trees, params: floats, row: int, work: floats, slot: int, q_at: int, v_at: int,
         control: floats, world: int, first: int, seed_at: int,
         grad_q_at: int, grad_v_at: int, grads: floats, grad_control: floats,
     ):  # fmt: skip
         """Add the gradients of `sum_joint_forces`."""
-        for dof in range(tree.freedoms):
+        for dof in range(tree[0].freedoms):
             seed = work[slot, seed_at + dof]
             passive_force_adjoint(
                 tree, params, row, work, slot, dof, q_at, v_at, seed, grad_q_at, grad_v_at, grads, world
             )
-        for a in range(tree.actuators):
-            at, acted = tree.actuator_parameters + a * ACTUATOR, tree.actuator_dof[a]
+        for a in range(tree[0].actuators):
+            at, acted = tree[0].actuator_parameters + a * ACTUATOR, tree[0].actuator_dof[a]
             gear, gain = params[row, at + GEAR], params[row, at + GAIN]
             bias = memory.read_vec3(params, row, at + BIAS)
             position, v = actuator_length(tree, work, slot, acted, q_at), work[slot, v_at + acted]
@@ -215,7 +215,7 @@ def make_joint_forces(scalar):
             through = within_adjoint(given, params, row, at + CONTROL_RANGE, seed * gain, grads, world)
             grad_control[world, first + a] = grad_control[world, first + a] + through
             work[slot, grad_v_at + acted] = work[slot, grad_v_at + acted] + seed * bias[2] * gear
-            place = tree.dof_coordinate[acted]
+            place = tree[0].dof_coordinate[acted]
             if place >= 0:
                 work[slot, grad_q_at + place] = work[slot, grad_q_at + place] + seed * bias[1] * gear
             if grads.shape[0] > 0:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import warp as wp
 
 from gradpath.sim.spatial import make_memory, make_spatial
-from gradpath.sim.tree import SCRATCH_OFFSETS, Tree
+from gradpath.sim.tree import SCRATCH_OFFSETS, Trees
 from gradpath.sim.tree_adjoints import GRAD_TWIST, VIRTUAL, make_joint_adjoints
 from gradpath.sim.tree_functions import (
     AXIS,
@@ -39,9 +39,9 @@ def make_kinematics(scalar):
     adjoints = make_joint_adjoints(scalar)
 
     @wp.func
-    def joint_quat(tree: Tree, params: floats, row: int, work: floats, slot: int, i: int, q_at: int):
+    def joint_quat(tree: Trees, params: floats, row: int, work: floats, slot: int, i: int, q_at: int):
         """Rotation of the body in its parent."""
-        kind = tree.kind[i]
+        kind = tree[0].kind[i]
         placed = wp.normalize(memory.read_quat(params, row, i * BODY + TURNED))
         if kind == HINGE:
             angle = joints.position(tree, params, row, work, slot, i, q_at)
@@ -49,21 +49,21 @@ def make_kinematics(scalar):
                 wp.normalize(memory.read_vec3(params, row, i * BODY + AXIS)), angle
             )
         if kind == BALL:
-            return placed * wp.normalize(memory.read_quat(work, slot, q_at + tree.q_start[i]))
+            return placed * wp.normalize(memory.read_quat(work, slot, q_at + tree[0].q_start[i]))
         if kind == FREE:
-            return placed * wp.normalize(memory.read_quat(work, slot, q_at + tree.q_start[i] + 3))
+            return placed * wp.normalize(memory.read_quat(work, slot, q_at + tree[0].q_start[i] + 3))
         return placed
 
-    @wp.func
+    @wp.func(inline=False)
     def locate_bodies(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, q_at: int, v_at: int, moving: int
+        tree: Trees, params: floats, row: int, work: floats, slot: int, q_at: int, v_at: int, moving: int
     ):
         """Write position and orientation of every body in the world, and its twist in its own frame."""
-        for i in range(tree.bodies):
+        for i in range(tree[0].bodies):
             at = i * SCRATCH
             position = memory.read_vec3(work, slot, at + OFFSET)
             orientation = joint_quat(tree, params, row, work, slot, i, q_at)
-            parent = tree.parent[i] * SCRATCH
+            parent = tree[0].parent[i] * SCRATCH
             if parent >= 0:
                 above = memory.read_quat(work, slot, parent + ORIENTATION)
                 position = memory.read_vec3(work, slot, parent + POSITION) + wp.quat_rotate(above, position)
@@ -80,9 +80,9 @@ def make_kinematics(scalar):
                     v += space.twist_to_child(rotation, offset, memory.read_vec6(work, slot, parent + TWIST))
                 memory.write_vec6(work, slot, at + TWIST, v)
 
-    @wp.func
+    @wp.func(inline=False)
     def locate_bodies_adjoint(
-        tree: Tree,
+        tree: Trees,
         params: floats,
         row: int,
         work: floats,
@@ -98,10 +98,10 @@ def make_kinematics(scalar):
     ):
         """Add the gradients of poses and twists; those of twists only where `grad_twist` has columns."""
         moving = grad_twist.shape[1] > 0
-        for i in range(tree.bodies):
+        for i in range(tree[0].bodies):
             memory.clear_row(work, slot, i * SCRATCH + VIRTUAL, 12)  # and the gradient of the twist behind it
-        for reverse in range(tree.bodies):
-            i = tree.bodies - 1 - reverse
+        for reverse in range(tree[0].bodies):
+            i = tree[0].bodies - 1 - reverse
             at = i * SCRATCH
             rotation, offset = (
                 memory.read_mat33(work, slot, at + ROTATION),
@@ -123,13 +123,13 @@ def make_kinematics(scalar):
             whole = memory.read_vec6(work, slot, at + VIRTUAL) + space.join(pull, turn)
             twist = whole - space.cross_force(v - s, grad_v)
             adjoints.coordinate(tree, params, row, work, slot, i, q_at, grad_q_at, twist)
-            kind = tree.kind[i]
+            kind = tree[0].kind[i]
             if moving:
                 for k in range(joints.freedoms(kind)):
-                    dof = grad_v_at + tree.v_start[i] + k
+                    dof = grad_v_at + tree[0].v_start[i] + k
                     work[slot, dof] = work[slot, dof] + joints.force(params, row, kind, i, k, grad_v)
-            if tree.parent[i] >= 0:
-                parent = tree.parent[i] * SCRATCH
+            if tree[0].parent[i] >= 0:
+                parent = tree[0].parent[i] * SCRATCH
                 memory.add_vec6(work, slot, parent + VIRTUAL, space.wrench_to_parent(rotation, offset, whole))
                 memory.add_vec6(
                     work, slot, parent + GRAD_TWIST, space.wrench_to_parent(rotation, offset, grad_v)
@@ -150,13 +150,13 @@ def make_drift(scalar):
     space, memory = make_spatial(scalar), make_memory(scalar)
     quat_exp = make_quat_exp(scalar)
 
-    @wp.func
-    def drift(tree: Tree, work: floats, slot: int, q_at: int, v_at: int, time: scalar, out_at: int):
+    @wp.func(inline=False)
+    def drift(tree: Trees, work: floats, slot: int, q_at: int, v_at: int, time: scalar, out_at: int):
         """Write the coordinates after moving with constant velocities; a free joint translates at its mean attitude."""
-        for i in range(tree.bodies):
-            kind = tree.kind[i]
-            q, v, out = q_at + tree.q_start[i], v_at + tree.v_start[i], out_at + tree.q_start[i]
-            if tree.own[i] == 1:
+        for i in range(tree[0].bodies):
+            kind = tree[0].kind[i]
+            q, v, out = q_at + tree[0].q_start[i], v_at + tree[0].v_start[i], out_at + tree[0].q_start[i]
+            if tree[0].own[i] == 1:
                 if kind == HINGE or kind == SLIDE:
                     work[slot, out] = work[slot, q] + time * work[slot, v]
                 elif kind == BALL:
@@ -178,9 +178,9 @@ def make_drift(scalar):
     def turned_gradient(q: quat, turn: vec3):
         return space.quat_turned(wp.normalize(q), turn) * (scalar(2.0) / wp.length(q))
 
-    @wp.func
+    @wp.func(inline=False)
     def drift_adjoint(
-        tree: Tree,
+        tree: Trees,
         work: floats,
         slot: int,
         q_at: int,
@@ -191,12 +191,12 @@ def make_drift(scalar):
         grad_v_at: int,
     ):
         """Add the gradients of `drift` with respect to coordinates and velocities."""
-        for i in range(tree.bodies):
-            kind = tree.kind[i]
-            q, v = q_at + tree.q_start[i], v_at + tree.v_start[i]
-            out, grad_q = grad_out_at + tree.q_start[i], grad_q_at + tree.q_start[i]
-            grad_v = grad_v_at + tree.v_start[i]
-            if tree.own[i] == 1:
+        for i in range(tree[0].bodies):
+            kind = tree[0].kind[i]
+            q, v = q_at + tree[0].q_start[i], v_at + tree[0].v_start[i]
+            out, grad_q = grad_out_at + tree[0].q_start[i], grad_q_at + tree[0].q_start[i]
+            grad_v = grad_v_at + tree[0].v_start[i]
+            if tree[0].own[i] == 1:
                 if kind == HINGE or kind == SLIDE:
                     work[slot, grad_q] = work[slot, grad_q] + work[slot, out]
                     work[slot, grad_v] = work[slot, grad_v] + time * work[slot, out]

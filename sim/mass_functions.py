@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import warp as wp
 
 from gradpath.sim.spatial import make_memory, make_spatial
-from gradpath.sim.tree import SCRATCH_OFFSETS, Tree
+from gradpath.sim.tree import SCRATCH_OFFSETS, Trees
 from gradpath.sim.tree_functions import (
     ARMATURE,
     BODY,
@@ -46,9 +46,9 @@ def make_mass_matrix(scalar):
         return wp.diag(vec3(trace, trace, trace)) - mixed
 
     @wp.func
-    def compose_inertias(tree: Tree, params: floats, row: int, work: floats, slot: int):
+    def compose_inertias(tree: Trees, params: floats, row: int, work: floats, slot: int):
         """Write mass, first moment and inertia about its origin of every body with all behind it."""
-        for i in range(tree.bodies):
+        for i in range(tree[0].bodies):
             at = i * SCRATCH + COMPOSITE
             mass, com = params[row, i * BODY + MASS], memory.read_vec3(params, row, i * BODY + COM)
             work[slot, at] = mass
@@ -56,9 +56,9 @@ def make_mass_matrix(scalar):
             memory.write_mat33(
                 work, slot, at + 4, joints.inertia(params, row, i) + inertia_shift(mass, vec3(), com)
             )
-        for reverse in range(tree.bodies):
-            i = tree.bodies - 1 - reverse
-            if tree.parent[i] >= 0:
+        for reverse in range(tree[0].bodies):
+            i = tree[0].bodies - 1 - reverse
+            if tree[0].parent[i] >= 0:
                 at = i * SCRATCH
                 rotation, offset = (
                     memory.read_mat33(work, slot, at + ROTATION),
@@ -67,38 +67,38 @@ def make_mass_matrix(scalar):
                 total = work[slot, at + COMPOSITE]
                 moment = rotation * memory.read_vec3(work, slot, at + COMPOSITE + 1)
                 turned = rotation * memory.read_mat33(work, slot, at + COMPOSITE + 4) * wp.transpose(rotation)
-                above = tree.parent[i] * SCRATCH + COMPOSITE
+                above = tree[0].parent[i] * SCRATCH + COMPOSITE
                 work[slot, above] = work[slot, above] + total
                 memory.add_vec3(work, slot, above + 1, moment + total * offset)
                 memory.add_mat33(work, slot, above + 4, turned + inertia_shift(total, moment, offset))
 
     @wp.func
     def couple_freedoms(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, i: int, j: int, dof: int, f: vec6
+        tree: Trees, params: floats, row: int, work: floats, slot: int, i: int, j: int, dof: int, f: vec6
     ):
         """Add what the wrench f, which freedom `dof` of body i causes at body j, makes joint j carry."""
-        kind = tree.kind[j]
+        kind = tree[0].kind[j]
         for k in range(joints.freedoms(kind)):
-            other = tree.v_start[j] + k
+            other = tree[0].v_start[j] + k
             if i != j or other <= dof:
                 value = joints.force(params, row, kind, j, k, f)
                 if i != j and other == dof:  # one mimics the other: both halves of the matrix meet here
                     value = scalar(2.0) * value
-                at = tree.matrix + wp.max(dof, other) * tree.freedoms + wp.min(dof, other)
+                at = tree[0].matrix + wp.max(dof, other) * tree[0].freedoms + wp.min(dof, other)
                 work[slot, at] = work[slot, at] + value
 
-    @wp.func
-    def make_mass(tree: Tree, params: floats, row: int, work: floats, slot: int, damping_time: scalar):
+    @wp.func(inline=False)
+    def make_mass(tree: Trees, params: floats, row: int, work: floats, slot: int, damping_time: scalar):
         """Write the lower half of mass matrix + armature + damping_time * damping."""
         compose_inertias(tree, params, row, work, slot)
-        memory.clear_row(work, slot, tree.matrix, tree.freedoms * tree.freedoms)
-        for dof in range(tree.freedoms):
-            at = tree.joint_parameters + dof * DOF
+        memory.clear_row(work, slot, tree[0].matrix, tree[0].freedoms * tree[0].freedoms)
+        for dof in range(tree[0].freedoms):
+            at = tree[0].joint_parameters + dof * DOF
             diagonal = params[row, at + ARMATURE] + damping_time * params[row, at + DAMPING]
-            work[slot, tree.matrix + dof * tree.freedoms + dof] = diagonal
-        for i in range(tree.bodies):
+            work[slot, tree[0].matrix + dof * tree[0].freedoms + dof] = diagonal
+        for i in range(tree[0].bodies):
             at = i * SCRATCH + COMPOSITE
-            kind = tree.kind[i]
+            kind = tree[0].kind[i]
             for k in range(joints.freedoms(kind)):
                 column = joints.column(params, row, kind, i, k)
                 w = space.angular(column)
@@ -106,62 +106,62 @@ def make_mass_matrix(scalar):
                 p = work[slot, at] * space.linear(column) + wp.cross(w, moment)
                 angular = memory.read_mat33(work, slot, at + 4) * w + wp.cross(moment, space.linear(column))
                 f = space.join(p, angular)
-                dof = tree.v_start[i] + k
+                dof = tree[0].v_start[i] + k
                 couple_freedoms(tree, params, row, work, slot, i, i, dof, f)
                 j = int(i)
-                while tree.parent[j] >= 0:
+                while tree[0].parent[j] >= 0:
                     place = j * SCRATCH
                     f = space.wrench_to_parent(
                         memory.read_mat33(work, slot, place + ROTATION),
                         memory.read_vec3(work, slot, place + OFFSET),
                         f,
                     )
-                    j = tree.parent[j]
+                    j = tree[0].parent[j]
                     couple_freedoms(tree, params, row, work, slot, i, j, dof, f)
 
-    @wp.func
-    def factorize_mass(tree: Tree, work: floats, slot: int):
+    @wp.func(inline=False)
+    def factorize_mass(tree: Trees, work: floats, slot: int):
         """Turn the matrix H in place into L with H = L^T L; what does not couple along the tree stays zero."""
-        n = tree.freedoms
+        n = tree[0].freedoms
         for reverse in range(n):
             k = n - 1 - reverse
-            at = tree.matrix + k * n
+            at = tree[0].matrix + k * n
             pivot = wp.sqrt(work[slot, at + k])
             work[slot, at + k] = pivot
-            i = tree.dof_parent[k]
+            i = tree[0].dof_parent[k]
             while i >= 0:
                 work[slot, at + i] = work[slot, at + i] / pivot
-                i = tree.dof_parent[i]
-            i = tree.dof_parent[k]
+                i = tree[0].dof_parent[i]
+            i = tree[0].dof_parent[k]
             while i >= 0:
                 factor = work[slot, at + i]
                 j = int(i)
                 while j >= 0:
-                    place = tree.matrix + i * n + j
+                    place = tree[0].matrix + i * n + j
                     work[slot, place] = work[slot, place] - factor * work[slot, at + j]
-                    j = tree.dof_parent[j]
-                i = tree.dof_parent[i]
+                    j = tree[0].dof_parent[j]
+                i = tree[0].dof_parent[i]
 
-    @wp.func
-    def solve_mass(tree: Tree, work: floats, slot: int, x_at: int):
+    @wp.func(inline=False)
+    def solve_mass(tree: Trees, work: floats, slot: int, x_at: int):
         """Replace x by the solution of L^T L y = x."""
-        n = tree.freedoms
+        n = tree[0].freedoms
         for reverse in range(n):
             i = n - 1 - reverse
-            at = tree.matrix + i * n
+            at = tree[0].matrix + i * n
             value = work[slot, x_at + i] / work[slot, at + i]
             work[slot, x_at + i] = value
-            j = tree.dof_parent[i]
+            j = tree[0].dof_parent[i]
             while j >= 0:
                 work[slot, x_at + j] = work[slot, x_at + j] - work[slot, at + j] * value
-                j = tree.dof_parent[j]
+                j = tree[0].dof_parent[j]
         for i in range(n):
-            at = tree.matrix + i * n
+            at = tree[0].matrix + i * n
             value = work[slot, x_at + i]
-            j = tree.dof_parent[i]
+            j = tree[0].dof_parent[i]
             while j >= 0:
                 value = value - work[slot, at + j] * work[slot, x_at + j]
-                j = tree.dof_parent[j]
+                j = tree[0].dof_parent[j]
             work[slot, x_at + i] = value / work[slot, at + i]
 
     return SimpleNamespace(make=make_mass, factorize=factorize_mass, solve=solve_mass)

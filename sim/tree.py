@@ -117,17 +117,24 @@ class Tree:
     history: int  # of the substeps; last, because it grows with their number
 
 
+Trees: Any = wp.array(
+    dtype=Tree
+)  # of one tree: functions of a kernel get their arguments copied, and a tree is large
+
+
 @dataclass(frozen=True)
 class Layout:
     """A tree on a device, with the sizes that its arrays have.
 
     Attributes:
-        tree: What kernels get.
+        tree: The topology.
+        trees: What kernels get, an array of that one.
         parameters: Length P of the packed parameters.
         scratch: Numbers of scratch for one world, without history.
     """
 
     tree: Any
+    trees: Any
     parameters: int
     scratch: int
 
@@ -174,7 +181,8 @@ def _lay_out(joints: tuple[Any, ...], actuator_dofs: tuple[int, ...], device: to
         setattr(tree, name, at)
         at += nq if length == "q" else nv
     tree.history = at
-    return Layout(tree, tree.gravity + 3, at)
+    trees: Any = wp.array([tree], dtype=Tree, device=wp.device_from_torch(device))
+    return Layout(tree, trees, tree.gravity + 3, at)
 
 
 def _dof_parents(joints: tuple[Any, ...], nv: int) -> list[int]:

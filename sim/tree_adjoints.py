@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import warp as wp
 
 from gradpath.sim.spatial import make_memory, make_spatial
-from gradpath.sim.tree import SCRATCH_OFFSETS, Tree
+from gradpath.sim.tree import SCRATCH_OFFSETS, Trees
 from gradpath.sim.tree_functions import (
     ACCELERATION,
     ANCHOR,
@@ -71,7 +71,7 @@ def make_joint_adjoints(scalar):
 
     @wp.func
     def add_coordinate_gradient(
-        tree: Tree,
+        tree: Trees,
         params: floats,
         row: int,
         work: floats,
@@ -82,9 +82,9 @@ def make_joint_adjoints(scalar):
         twist: vec6,
     ):
         """Add the gradient with respect to the coordinates, from that with respect to a twist of the body."""
-        kind = tree.kind[i]
+        kind = tree[0].kind[i]
         at = i * BODY
-        q, grad = q_at + tree.q_start[i], grad_q_at + tree.q_start[i]
+        q, grad = q_at + tree[0].q_start[i], grad_q_at + tree[0].q_start[i]
         turn = space.angular(twist) + wp.cross(
             space.linear(twist), memory.read_vec3(params, row, at + ANCHOR)
         )
@@ -101,9 +101,9 @@ def make_joint_adjoints(scalar):
             memory.add_vec3(work, slot, grad, wp.quat_rotate(wp.normalize(value), space.linear(twist)))
             memory.add_quat(work, slot, grad + 3, quat_gradient(value, space.angular(twist)))
 
-    @wp.func
+    @wp.func(inline=False)
     def add_placement_gradient(
-        tree: Tree,
+        tree: Trees,
         params: floats,
         row: int,
         work: floats,
@@ -115,7 +115,7 @@ def make_joint_adjoints(scalar):
         world: int,
     ):
         """Add the gradients of all that places the body in its parent, from that of a twist of the body."""
-        kind = tree.kind[i]
+        kind = tree[0].kind[i]
         at = i * BODY
         rotation, offset = joints.motion(tree, params, row, work, slot, i, q_at)
         placed = space.wrench_to_parent(rotation, offset, twist)
@@ -136,20 +136,20 @@ def make_joint_adjoints(scalar):
             grad_unit = wp.sin(angle) * turn - (scalar(1.0) - wp.cos(angle)) * wp.cross(turn, unit)
             memory.add_vec3(grad_params, world, at + AXIS, direction_gradient(axis, grad_unit))
             along = wp.dot(unit, turn)
-            coordinate = work[slot, q_at + tree.q_start[i]]
+            coordinate = work[slot, q_at + tree[0].q_start[i]]
             grad_params[world, at + RATIO] = grad_params[world, at + RATIO] + along * coordinate
             grad_params[world, at + SHIFT] = grad_params[world, at + SHIFT] + along
         if kind == SLIDE:
             position = joints.position(tree, params, row, work, slot, i, q_at)
             memory.add_vec3(grad_params, world, at + AXIS, direction_gradient(axis, position * linear))
             along = wp.dot(wp.normalize(axis), linear)
-            coordinate = work[slot, q_at + tree.q_start[i]]
+            coordinate = work[slot, q_at + tree[0].q_start[i]]
             grad_params[world, at + RATIO] = grad_params[world, at + RATIO] + along * coordinate
             grad_params[world, at + SHIFT] = grad_params[world, at + SHIFT] + along
 
-    @wp.func
+    @wp.func(inline=False)
     def add_column_gradient(
-        tree: Tree,
+        tree: Trees,
         params: floats,
         row: int,
         work: floats,
@@ -161,9 +161,9 @@ def make_joint_adjoints(scalar):
         world: int,
     ):
         """Add the gradients of axis, anchor and ratio for a joint twist that has this gradient."""
-        kind = tree.kind[i]
+        kind = tree[0].kind[i]
         at = i * BODY
-        v = v_at + tree.v_start[i]
+        v = v_at + tree[0].v_start[i]
         linear, angular = space.linear(gradient), space.angular(gradient)
         anchor, axis = memory.read_vec3(params, row, at + ANCHOR), memory.read_vec3(params, row, at + AXIS)
         unit = wp.normalize(axis)
@@ -186,7 +186,7 @@ def make_joint_adjoints(scalar):
                 grad_params, world, at + ANCHOR, wp.cross(memory.read_vec3(work, slot, v), linear)
             )
 
-    @wp.func
+    @wp.func(inline=False)
     def add_inertia_gradient(
         params: floats, row: int, i: int, v: vec6, gradient: vec6, grad_params: floats, world: int
     ):
@@ -218,25 +218,25 @@ def make_adjoints(scalar):
     adjoints = make_joint_adjoints(scalar)
 
     @wp.func
-    def virtual_twists(tree: Tree, params: floats, row: int, work: floats, slot: int, seed_at: int):
+    def virtual_twists(tree: Trees, params: floats, row: int, work: floats, slot: int, seed_at: int):
         """Write the twists that joint velocities equal to the seed would cause, and clear the sums over children."""
-        for i in range(tree.bodies):
+        for i in range(tree[0].bodies):
             at = i * SCRATCH
             u = joints.twist(tree, params, row, work, slot, i, seed_at)
-            if tree.parent[i] >= 0:
+            if tree[0].parent[i] >= 0:
                 rotation, offset = (
                     memory.read_mat33(work, slot, at + ROTATION),
                     memory.read_vec3(work, slot, at + OFFSET),
                 )
                 u += space.twist_to_child(
-                    rotation, offset, memory.read_vec6(work, slot, tree.parent[i] * SCRATCH + VIRTUAL)
+                    rotation, offset, memory.read_vec6(work, slot, tree[0].parent[i] * SCRATCH + VIRTUAL)
                 )
             memory.write_vec6(work, slot, at + VIRTUAL, u)
             memory.clear_row(work, slot, at + GRAD_TWIST, 15)
 
-    @wp.func
+    @wp.func(inline=False)
     def load_gradient(
-        tree: Tree, work: floats, slot: int, i: int, u: vec6, grad_wrench: floats, world: int, first: int
+        tree: Trees, work: floats, slot: int, i: int, u: vec6, grad_wrench: floats, world: int, first: int
     ):
         """Add the gradient of a wrench from outside; return that of a turn of the body in its own frame."""
         at = i * SCRATCH
@@ -248,14 +248,14 @@ def make_adjoints(scalar):
         turn = memory.read_vec3(work, slot, at + GRAD_TURN)
         turn += wp.cross(space.linear(load), space.linear(u))
         turn += wp.cross(space.angular(load), space.angular(u))
-        if tree.parent[i] >= 0:
+        if tree[0].parent[i] >= 0:
             above = memory.read_mat33(work, slot, at + ROTATION) * turn
-            memory.add_vec3(work, slot, tree.parent[i] * SCRATCH + GRAD_TURN, above)
+            memory.add_vec3(work, slot, tree[0].parent[i] * SCRATCH + GRAD_TURN, above)
         return turn
 
-    @wp.func
+    @wp.func(inline=False)
     def newton_euler_adjoint(
-        tree: Tree,
+        tree: Trees,
         params: floats,
         row: int,
         work: floats,
@@ -279,8 +279,8 @@ def make_adjoints(scalar):
         `grad_params` has no rows.
         """
         virtual_twists(tree, params, row, work, slot, seed_at)
-        for reverse in range(tree.bodies):
-            i = tree.bodies - 1 - reverse
+        for reverse in range(tree[0].bodies):
+            i = tree[0].bodies - 1 - reverse
             at = i * SCRATCH
             rotation, offset = (
                 memory.read_mat33(work, slot, at + ROTATION),
@@ -306,17 +306,17 @@ def make_adjoints(scalar):
                 turn = load_gradient(tree, work, slot, i, u, grad_wrench, world, first)
                 twist += space.join(vec3(), turn)
             adjoints.coordinate(tree, params, row, work, slot, i, q_at, grad_q_at, twist)
-            kind = tree.kind[i]
+            kind = tree[0].kind[i]
             for k in range(joints.freedoms(kind)):
-                dof = tree.v_start[i] + k
+                dof = tree[0].v_start[i] + k
                 work[slot, grad_v_at + dof] = work[slot, grad_v_at + dof] + joints.force(
                     params, row, kind, i, k, grad_s
                 )
                 if grad_a_at >= 0:
                     value = joints.force(params, row, kind, i, k, grad_a)
                     work[slot, grad_a_at + dof] = work[slot, grad_a_at + dof] + value
-            if tree.parent[i] >= 0:
-                parent = tree.parent[i] * SCRATCH
+            if tree[0].parent[i] >= 0:
+                parent = tree[0].parent[i] * SCRATCH
                 memory.add_vec6(
                     work, slot, parent + GRAD_TWIST, space.wrench_to_parent(rotation, offset, grad_v)
                 )
@@ -330,7 +330,7 @@ def make_adjoints(scalar):
                 adjoints.column(tree, params, row, work, slot, i, v_at, grad_s, grad_params, world)
                 adjoints.column(tree, params, row, work, slot, i, a_at, grad_a, grad_params, world)
                 adjoints.column(tree, params, row, work, slot, i, seed_at, f, grad_params, world)
-                if tree.parent[i] < 0:
-                    memory.add_vec3(grad_params, world, tree.gravity, -(rotation * space.linear(grad_a)))
+                if tree[0].parent[i] < 0:
+                    memory.add_vec3(grad_params, world, tree[0].gravity, -(rotation * space.linear(grad_a)))
 
     return SimpleNamespace(newton_euler=newton_euler_adjoint)

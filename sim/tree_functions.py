@@ -22,7 +22,7 @@ from gradpath.sim.tree import (
     JOINT_OFFSETS,
     SCRATCH_NUMBERS,
     SCRATCH_OFFSETS,
-    Tree,
+    Trees,
 )
 
 HINGE = wp.constant(int(JointKind.HINGE))
@@ -62,15 +62,15 @@ def make_joints(scalar):
     space, memory = make_spatial(scalar), make_memory(scalar)
 
     @wp.func
-    def joint_position(tree: Tree, params: floats, row: int, work: floats, slot: int, i: int, q_at: int):
+    def joint_position(tree: Trees, params: floats, row: int, work: floats, slot: int, i: int, q_at: int):
         """Angle or displacement of a hinge or slide."""
         at = i * BODY
-        return params[row, at + RATIO] * work[slot, q_at + tree.q_start[i]] + params[row, at + SHIFT]
+        return params[row, at + RATIO] * work[slot, q_at + tree[0].q_start[i]] + params[row, at + SHIFT]
 
     @wp.func
-    def joint_motion(tree: Tree, params: floats, row: int, work: floats, slot: int, i: int, q_at: int):
+    def joint_motion(tree: Trees, params: floats, row: int, work: floats, slot: int, i: int, q_at: int):
         """Rotation and offset of the body in its joint frame."""
-        kind = tree.kind[i]
+        kind = tree[0].kind[i]
         at = i * BODY
         rotation = wp.identity(n=3, dtype=scalar)
         offset = vec3()
@@ -84,13 +84,15 @@ def make_joints(scalar):
             offset = axis * joint_position(tree, params, row, work, slot, i, q_at)
         elif kind == BALL:
             anchor = memory.read_vec3(params, row, at + ANCHOR)
-            rotation = wp.quat_to_matrix(wp.normalize(memory.read_quat(work, slot, q_at + tree.q_start[i])))
+            rotation = wp.quat_to_matrix(
+                wp.normalize(memory.read_quat(work, slot, q_at + tree[0].q_start[i]))
+            )
             offset = anchor - rotation * anchor
         elif kind == FREE:
             rotation = wp.quat_to_matrix(
-                wp.normalize(memory.read_quat(work, slot, q_at + tree.q_start[i] + 3))
+                wp.normalize(memory.read_quat(work, slot, q_at + tree[0].q_start[i] + 3))
             )
-            offset = memory.read_vec3(work, slot, q_at + tree.q_start[i])
+            offset = memory.read_vec3(work, slot, q_at + tree[0].q_start[i])
         return rotation, offset
 
     @wp.func
@@ -104,11 +106,11 @@ def make_joints(scalar):
         return 0
 
     @wp.func
-    def joint_twist(tree: Tree, params: floats, row: int, work: floats, slot: int, i: int, v_at: int):
+    def joint_twist(tree: Trees, params: floats, row: int, work: floats, slot: int, i: int, v_at: int):
         """Twist of the body in its joint frame, or its rate, for the velocities or accelerations at `v_at`."""
-        kind = tree.kind[i]
+        kind = tree[0].kind[i]
         at = i * BODY
-        v = v_at + tree.v_start[i]
+        v = v_at + tree[0].v_start[i]
         if kind == HINGE:
             w = wp.normalize(memory.read_vec3(params, row, at + AXIS)) * (
                 params[row, at + RATIO] * work[slot, v]
@@ -190,10 +192,10 @@ def make_recursions(scalar):
     floats = wp.array2d(dtype=scalar)
     space, memory, joints = make_spatial(scalar), make_memory(scalar), make_joints(scalar)
 
-    @wp.func
-    def place_bodies(tree: Tree, params: floats, row: int, work: floats, slot: int, q_at: int):
+    @wp.func(inline=False)
+    def place_bodies(tree: Trees, params: floats, row: int, work: floats, slot: int, q_at: int):
         """Write the rotation and offset of every body in its parent."""
-        for i in range(tree.bodies):
+        for i in range(tree[0].bodies):
             placed = wp.quat_to_matrix(wp.normalize(memory.read_quat(params, row, i * BODY + TURNED)))
             rotation, offset = joints.motion(tree, params, row, work, slot, i, q_at)
             memory.write_mat33(work, slot, i * SCRATCH + ROTATION, placed * rotation)
@@ -204,18 +206,18 @@ def make_recursions(scalar):
                 memory.read_vec3(params, row, i * BODY + PLACEMENT) + placed * offset,
             )
 
-    @wp.func
-    def load_bodies(tree: Tree, work: floats, slot: int, wrench: floats, world: int, first: int):
+    @wp.func(inline=False)
+    def load_bodies(tree: Trees, work: floats, slot: int, wrench: floats, world: int, first: int):
         """Turn the wrenches from outside, in world axes about the origins of the bodies, into the bodies' axes."""
         if wrench.shape[1] == 0:
-            for i in range(tree.bodies):
+            for i in range(tree[0].bodies):
                 memory.clear_row(work, slot, i * SCRATCH + LOAD, 6)
             return
-        for i in range(tree.bodies):
+        for i in range(tree[0].bodies):
             at = i * SCRATCH
             attitude = memory.read_mat33(work, slot, at + ROTATION)
-            if tree.parent[i] >= 0:
-                attitude = memory.read_mat33(work, slot, tree.parent[i] * SCRATCH + ATTITUDE) * attitude
+            if tree[0].parent[i] >= 0:
+                attitude = memory.read_mat33(work, slot, tree[0].parent[i] * SCRATCH + ATTITUDE) * attitude
             memory.write_mat33(work, slot, at + ATTITUDE, attitude)
             back = wp.transpose(attitude)
             force = back * memory.read_vec3(wrench, world, first + 6 * i)
@@ -226,21 +228,21 @@ def make_recursions(scalar):
                 space.join(force, back * memory.read_vec3(wrench, world, first + 6 * i + 3)),
             )
 
-    @wp.func
+    @wp.func(inline=False)
     def newton_euler(
-        tree: Tree, params: floats, row: int, work: floats, slot: int, v_at: int, a_at: int, tau_at: int
+        tree: Trees, params: floats, row: int, work: floats, slot: int, v_at: int, a_at: int, tau_at: int
     ):
         """Write the joint forces of a motion; accelerations are zero where `a_at` is negative. No armature."""
-        for i in range(tree.bodies):
+        for i in range(tree[0].bodies):
             at = i * SCRATCH
             rotation, offset = (
                 memory.read_mat33(work, slot, at + ROTATION),
                 memory.read_vec3(work, slot, at + OFFSET),
             )
-            parent = tree.parent[i] * SCRATCH
+            parent = tree[0].parent[i] * SCRATCH
             s = joints.twist(tree, params, row, work, slot, i, v_at)
             v = s
-            above = space.join(-memory.read_vec3(params, row, tree.gravity), vec3())
+            above = space.join(-memory.read_vec3(params, row, tree[0].gravity), vec3())
             if parent >= 0:
                 v = space.twist_to_child(rotation, offset, memory.read_vec6(work, slot, parent + TWIST)) + s
                 above = memory.read_vec6(work, slot, parent + ACCELERATION)
@@ -252,27 +254,27 @@ def make_recursions(scalar):
             momentum = joints.momentum(params, row, i, v)
             rate = joints.momentum(params, row, i, a) + space.cross_force(v, momentum)
             memory.write_vec6(work, slot, at + WRENCH, rate - memory.read_vec6(work, slot, at + LOAD))
-        memory.clear_row(work, slot, tau_at, tree.freedoms)
-        for reverse in range(tree.bodies):
-            i = tree.bodies - 1 - reverse
+        memory.clear_row(work, slot, tau_at, tree[0].freedoms)
+        for reverse in range(tree[0].bodies):
+            i = tree[0].bodies - 1 - reverse
             at = i * SCRATCH
             f = memory.read_vec6(work, slot, at + WRENCH)
-            kind = tree.kind[i]
+            kind = tree[0].kind[i]
             for k in range(joints.freedoms(kind)):
-                dof = tau_at + tree.v_start[i] + k
+                dof = tau_at + tree[0].v_start[i] + k
                 work[slot, dof] = work[slot, dof] + joints.force(params, row, kind, i, k, f)
-            if tree.parent[i] >= 0:
+            if tree[0].parent[i] >= 0:
                 rotation, offset = (
                     memory.read_mat33(work, slot, at + ROTATION),
                     memory.read_vec3(work, slot, at + OFFSET),
                 )
                 above = space.wrench_to_parent(rotation, offset, f)
-                memory.add_vec6(work, slot, tree.parent[i] * SCRATCH + WRENCH, above)
+                memory.add_vec6(work, slot, tree[0].parent[i] * SCRATCH + WRENCH, above)
 
-    @wp.func
-    def add_armature(tree: Tree, params: floats, row: int, work: floats, slot: int, a_at: int, tau_at: int):
-        for dof in range(tree.freedoms):
-            armature = params[row, tree.joint_parameters + dof * DOF + ARMATURE]
+    @wp.func(inline=False)
+    def add_armature(tree: Trees, params: floats, row: int, work: floats, slot: int, a_at: int, tau_at: int):
+        for dof in range(tree[0].freedoms):
+            armature = params[row, tree[0].joint_parameters + dof * DOF + ARMATURE]
             work[slot, tau_at + dof] = work[slot, tau_at + dof] + armature * work[slot, a_at + dof]
 
     return SimpleNamespace(

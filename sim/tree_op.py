@@ -63,7 +63,7 @@ def launch_tree(make: Factory, layout: Layout, params: Tensor, worlds: int, argu
     """Launch a kernel that takes `first`, the tree and the parameters, then these arguments."""
     described = [_describe(a) if isinstance(a, Tensor) else a for a in (params, *arguments)]
     kernel = kernels.specialize(make, params.dtype)
-    kernels.launch_worlds(kernel, worlds, [layout.tree, *described], params.device)
+    kernels.launch_worlds(kernel, worlds, [layout.trees, *described], params.device)
 
 
 class _Launch(torch.autograd.Function):
