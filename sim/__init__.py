@@ -1,7 +1,46 @@
 if __name__ != "gradpath.sim":
     raise ImportError("import this area as gradpath.sim; a second copy would register every kernel twice")
 
+from gradpath.sim import samples  # noqa: F401  (registers the operations on models, so that the tests see them)
+from gradpath.sim.articulation import Articulation, joint_forces, simulate, step
+from gradpath.sim.builder import ModelBuilder
 from gradpath.sim.clearance import Clearance
+from gradpath.sim.dynamics import (
+    forward_dynamics,
+    forward_kinematics,
+    inverse_dynamics,
+    jacobian,
+    mass_matrix,
+)
+from gradpath.sim.load import load
+from gradpath.sim.model import WORLD, Actuator, Frame, Joint, JointKind, Model
 from gradpath.sim.quadrotor import GRAVITY, Quadrotor, quadrotor_step
+from gradpath.sim.shapes import MeshFile, ShapeKind, Shapes, Visual
 
-__all__ = ["GRAVITY", "Clearance", "Quadrotor", "quadrotor_step"]
+__all__ = [
+    "GRAVITY",
+    "WORLD",
+    "Actuator",
+    "Articulation",
+    "Clearance",
+    "Frame",
+    "Joint",
+    "JointKind",
+    "MeshFile",
+    "Model",
+    "ModelBuilder",
+    "Quadrotor",
+    "ShapeKind",
+    "Shapes",
+    "Visual",
+    "forward_dynamics",
+    "forward_kinematics",
+    "inverse_dynamics",
+    "jacobian",
+    "joint_forces",
+    "load",
+    "mass_matrix",
+    "quadrotor_step",
+    "simulate",
+    "step",
+]

@@ -13,12 +13,15 @@ from gradpath.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 AREAS = (distances, render, sim)  # importing them registers their operations
+FLOATS = {"float32": torch.float32, "float64": torch.float64}
+# One kernel of each module: what is compiled is the module.
 MODULES = {
-    f"{name}-{str(dtype).removeprefix('torch.')}-{kernel.module.name}": kernel
-    for dtype in (torch.float32, torch.float64)
-    for name, kernel in kernels.all_kernels(dtype)
+    (kernel.module.name, dtype): (f"{name}-{dtype}-{kernel.module.name}", kernel)
+    for dtype, torch_dtype in FLOATS.items()
+    for name, kernel in kernels.all_kernels(torch_dtype)
     if kernels.registry[name].module.startswith("gradpath.")
 }
+MODULES = dict(MODULES.values())
 # Bytes per thread. float32 is what runs on a GPU; float64 checks gradients, and may be slow.
 MAX_STACK = {"float32": 512, "float64": 2048}
 

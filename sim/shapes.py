@@ -1,0 +1,120 @@
+"""What the bodies of a model look like: collision shapes as tensors, visual meshes as data."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gradpath.meshes import TriangleMesh
+
+WORLD = -1  # the body of what does not move
+
+
+class ShapeKind(enum.IntEnum):
+    """Kinds of collision shape, each in its own frame; `size` (3 numbers) means what the comment says, [m].
+
+    The first five have the numbers and sizes of `gradpath.distances.Shape`.
+    """
+
+    SPHERE = 0  # radius, -, -
+    BOX = 1  # half extents x, y, z
+    CYLINDER = 2  # radius, half length along z, -
+    CAPSULE = 3  # radius, half length along z of the segment, -
+    PLANE = 4  # -, -, -: the half space z < 0 is solid
+    MESH = 5  # scale of the mesh along x, y, z; a negative one mirrors it
+    CONVEX = 6  # the same; its convex hull is solid
+    HEIGHT_FIELD = 7  # half extents x, y, height of 1.0 in the grid
+
+
+@dataclass(eq=False)
+class MeshFile:
+    """A mesh in a file that exists; read when it is first needed, because a robot may have hundreds.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+    _mesh: TriangleMesh | None = field(default=None, repr=False)
+
+    def read(self) -> TriangleMesh:
+        """Return the mesh, in the units of its file.
+
+        Raises:
+            InputError: the file cannot be read as triangles.
+        """
+        if self._mesh is None:
+            self._mesh = TriangleMesh.load(self.path)
+        return self._mesh
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """The collision shapes of a model, G of them: what is what as tuples, what has a gradient as tensors.
+
+    Attributes:
+        names: Name of each shape; may repeat or be empty.
+        kind: What each is.
+        body: Index of the body each is fixed to; `WORLD` for what does not move.
+        mesh: Mesh of a `MESH` or `CONVEX` shape, else None.
+        heights: Heights of a `HEIGHT_FIELD`, shape (rows along y, columns along x), else None.
+        group, mask: Bit masks: shapes a and b may touch where `group[a] & mask[b]` or `group[b] & mask[a]`.
+        exclude: Pairs of bodies that never touch, smaller index first.
+        pose: Pose in the frame of the body, shape (G, 7) or (B, G, 7).
+        size: See `ShapeKind` [m], shape (G, 3) or (B, G, 3).
+        friction: Coefficient of sliding friction, shape (G,) or (B, G).
+    """
+
+    names: tuple[str, ...]
+    kind: tuple[ShapeKind, ...]
+    body: tuple[int, ...]
+    mesh: tuple[MeshFile | TriangleMesh | None, ...]
+    heights: tuple[Tensor | None, ...]
+    group: tuple[int, ...]
+    mask: tuple[int, ...]
+    exclude: frozenset[tuple[int, int]]
+    pose: Tensor
+    size: Tensor
+    friction: Tensor
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Shapes":
+        """Apply a function to every tensor that may have a gradient."""
+        return replace(
+            self,
+            pose=function(self.pose),
+            size=function(self.size),
+            friction=function(self.friction),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """What a renderer draws of a body: a mesh, placed and scaled in the frame of the body.
+
+    Attributes:
+        name: Name in the file; may be empty.
+        body: Index of the body; `WORLD` for what does not move.
+        mesh: The mesh, or the file it is in. Primitives are meshes already.
+        pose: Pose of the mesh in the frame of the body, shape (7,).
+        scale: Factor on the mesh along its own x, y, z, shape (3,).
+        colour: Red, green, blue, alpha in [0, 1].
+    """
+
+    name: str
+    body: int
+    mesh: MeshFile | TriangleMesh
+    pose: Tensor
+    scale: Tensor
+    colour: tuple[float, float, float, float]
+
+
+def no_shapes() -> Shapes:
+    """Return the collision shapes of a model that has none."""
+    empty = torch.zeros(0, dtype=torch.float64)
+    return Shapes((), (), (), (), (), (), (), frozenset(), empty.reshape(0, 7), empty.reshape(0, 3), empty)
