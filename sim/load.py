@@ -13,7 +13,7 @@ def load(
     path: str | Path,
     *,
     floating: bool = False,
-    mimic: bool = True,
+    mimic: bool = False,
     merge_fixed: bool = True,
     meshes: bool = True,
     packages: Mapping[str, str | Path] | None = None,
@@ -27,7 +27,8 @@ def load(
     Args:
         path: The file.
         floating: Give the root link of a URDF file a free joint, `root_joint`.
-        mimic: Let joints of a URDF file follow those they mimic; otherwise they move by themselves.
+        mimic: Let joints of a URDF file follow those they mimic. Otherwise they move by themselves, as Pinocchio, whose
+            default this is, has them, and a warning names them.
         merge_fixed: See `ModelBuilder.build`.
         meshes: Read collision shapes and visuals, and so ask for their mesh files; a mesh is read when it is used.
         packages: Folder of each package that `package://` paths of a URDF file name. Those above the file, and those

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,6 +133,12 @@ class _Reader:
         values: dict[str, Any] = {"axis": joint.axis}
         if not float(np.linalg.norm(joint.axis)) > 0:
             raise InputError(f"{self.path}: the axis of joint {joint.name!r} is zero; give it a direction")
+        if joint.mimic is not None and not self.mimic:
+            warnings.warn(
+                f"{self.path}: joint {joint.name!r} mimics {joint.mimic.joint!r} and moves by itself here; load with "
+                "mimic=True to let it follow",
+                stacklevel=2,
+            )
         if joint.mimic is not None and self.mimic:
             ratio = 1.0 if joint.mimic.multiplier is None else joint.mimic.multiplier
             return values | {"mimics": joint.mimic.joint, "ratio": ratio, "offset": joint.mimic.offset or 0.0}

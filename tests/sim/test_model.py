@@ -52,7 +52,7 @@ def urdf(tmp_path):
 
 
 def test_what_a_urdf_says_is_in_the_model(urdf):
-    model = sim.load(urdf)
+    model = sim.load(urdf, mimic=True)
     assert model.name == "toy" and model.body_names == (
         "upper",
         "right",
@@ -79,7 +79,7 @@ def test_what_a_urdf_says_is_in_the_model(urdf):
 
 
 def test_a_floating_base_comes_first(urdf):
-    model = sim.load(urdf, floating=True)
+    model = sim.load(urdf, floating=True, mimic=True)
     assert model.joint_names[0] == "root_joint" and (model.nq, model.nv) == (9, 8)
     assert model.home.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0]
 
@@ -87,17 +87,17 @@ def test_a_floating_base_comes_first(urdf):
 def test_mesh_packages_are_found_or_passed(urdf, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere.urdf"
     moved.write_text(URDF)
-    assert sim.load(moved).nv == 2  # a folder beside the file may be the package
+    assert sim.load(moved).nv == 3  # a folder beside the file may be the package
     far = tmp_path / "deep" / "deeper"
     far.mkdir(parents=True)
     (far / "toy.urdf").write_text(URDF.replace("package://toy", "package://other"))
     with pytest.raises(InputError, match=r"package://other/meshes/part\.stl"):
         sim.load(far / "toy.urdf")
-    assert sim.load(far / "toy.urdf", packages={"other": tmp_path / "toy"}).nv == 2
+    assert sim.load(far / "toy.urdf", packages={"other": tmp_path / "toy"}).nv == 3
     assert sim.load(far / "toy.urdf", meshes=False).visuals == ()
     os.rename(tmp_path / "toy", tmp_path / "other")
     monkeypatch.setenv("ROS_PACKAGE_PATH", str(tmp_path))
-    assert sim.load(far / "toy.urdf").nv == 2
+    assert sim.load(far / "toy.urdf").nv == 3
 
 
 REFUSED = {
@@ -128,7 +128,7 @@ def test_what_is_no_robot_is_refused_by_file_and_element(urdf, change):
     assert change[0] in URDF
     urdf.write_text(URDF.replace(*change))
     with pytest.raises(InputError, match=REFUSED[change]) as caught:
-        sim.load(urdf)
+        sim.load(urdf, mimic=True)
     assert str(urdf) in str(caught.value)
 
 

@@ -47,7 +47,7 @@ ROBOTS = {
 def load(name: str, floating: bool) -> tuple[sim.Model, pin.Model]:
     path = str(FOLDER / name)
     root = [pin.JointModelFreeFlyer()] if floating else []
-    return sim.load(path, floating=floating), pin.buildModelFromUrdf(path, *root, mimic=True)
+    return sim.load(path, floating=floating, mimic=True), pin.buildModelFromUrdf(path, *root, mimic=True)
 
 
 def random_coordinates(model: sim.Model, batch: int, seed: int) -> Tensor:
@@ -175,7 +175,7 @@ def test_poses_and_jacobians_equal_pinocchio(name):
 def test_gradients_equal_the_analytic_derivatives_of_pinocchio(name):
     model, twin, q, qd, qdd = states(name)
     if follows(model):  # their gradients are those of the registry's sample robot
-        model = sim.load(FOLDER / name, floating=ROBOTS[name], mimic=False)
+        model = sim.load(FOLDER / name, floating=ROBOTS[name])
         twin = pin.buildModelFromUrdf(str(FOLDER / name))
         q, qd, qdd = (
             random_coordinates(model, STATES, 0),
@@ -219,7 +219,10 @@ def test_float32_is_as_close_as_it_can_be(name):
 
 def test_a_follower_moves_with_its_leader():
     model, _ = load("panda_description/urdf/panda.urdf", False)
-    free, _ = sim.load(FOLDER / "panda_description/urdf/panda.urdf", mimic=False), None
+    with pytest.warns(
+        UserWarning, match="'panda_finger_joint2' mimics 'panda_finger_joint1' and moves by itself"
+    ):
+        free = sim.load(FOLDER / "panda_description/urdf/panda.urdf")
     assert (model.nv, free.nv, len(model.joints)) == (8, 9, 9)
     q = random_coordinates(model, 3, seed=5)
     both = torch.cat([q, q[:, 7:]], 1)
@@ -228,7 +231,7 @@ def test_a_follower_moves_with_its_leader():
 
 def test_bodies_behind_fixed_joints_are_merged_or_kept_with_the_same_motion():
     path = FOLDER / "panda_description/urdf/panda.urdf"
-    merged, kept = sim.load(path), sim.load(path, merge_fixed=False)
+    merged, kept = sim.load(path, mimic=True), sim.load(path, mimic=True, merge_fixed=False)
     assert len(kept.joints) > len(merged.joints) and kept.nv == merged.nv
     q, qd, tau = random_coordinates(merged, 4, 0), random_rates(merged, 4, 1), random_rates(merged, 4, 2)
     torch.testing.assert_close(
@@ -249,16 +252,17 @@ REFUSED = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*moves by itself")
 def test_every_robot_of_the_package_loads_and_equals_pinocchio():
     paths = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("**/*.urdf"))
     assert len(paths) >= 60
     for path in map(str, paths):
         if path in REFUSED:
             with pytest.raises(InputError, match=REFUSED[path]):
-                sim.load(FOLDER / path)
+                sim.load(FOLDER / path, mimic=True)
             continue
         for floating in (False, True):
-            model = sim.load(FOLDER / path, floating=floating, mimic=False)
+            model = sim.load(FOLDER / path, floating=floating)
             root = [pin.JointModelFreeFlyer()] if floating else []
             twin = pin.buildModelFromUrdf(str(FOLDER / path), *root)
             if model.nv == 0:
