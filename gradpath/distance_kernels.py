@@ -80,7 +80,7 @@ def make_shape_distance(scalar):
     return _measure_shape_distance
 
 
-def _make_closest_on_triangle(scalar):
+def make_closest_on_triangle(scalar):
     """Return the Warp function (point, three corners) -> closest point of the triangle."""
     vec3 = wp.types.vector(3, scalar)
 
@@ -114,7 +114,7 @@ def _make_closest_on_triangle(scalar):
 def make_mesh_query(scalar):
     """Return the kernel that finds the nearest surface point of a mesh instance; launched over (B, P, I)."""
     vec3, transform = wp.types.vector(3, scalar), wp.types.transformation(scalar)
-    closest_on_triangle = _make_closest_on_triangle(scalar)
+    closest_on_triangle = make_closest_on_triangle(scalar)
 
     @wp.kernel(module="unique", enable_backward=False)
     def _find_closest_point(

@@ -5,6 +5,8 @@ from gradpath.sim import samples  # noqa: F401  (registers the operations on mod
 from gradpath.sim.articulation import Articulation, joint_forces, simulate, step
 from gradpath.sim.builder import ModelBuilder
 from gradpath.sim.clearance import Clearance
+from gradpath.sim.contact import Contact, ContactPoints
+from gradpath.sim.contact_step import contact_step
 from gradpath.sim.dynamics import (
     forward_dynamics,
     forward_kinematics,
@@ -15,6 +17,7 @@ from gradpath.sim.dynamics import (
 from gradpath.sim.load import load
 from gradpath.sim.model import WORLD, Actuator, Frame, Joint, JointKind, Model
 from gradpath.sim.quadrotor import GRAVITY, Quadrotor, quadrotor_step
+from gradpath.sim.rigid_bodies import RigidBodies, solid_inertia
 from gradpath.sim.shapes import MeshFile, ShapeKind, Shapes, Visual
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "Actuator",
     "Articulation",
     "Clearance",
+    "Contact",
+    "ContactPoints",
     "Frame",
     "Joint",
     "JointKind",
@@ -30,9 +35,11 @@ __all__ = [
     "Model",
     "ModelBuilder",
     "Quadrotor",
+    "RigidBodies",
     "ShapeKind",
     "Shapes",
     "Visual",
+    "contact_step",
     "forward_dynamics",
     "forward_kinematics",
     "inverse_dynamics",
@@ -42,5 +49,6 @@ __all__ = [
     "mass_matrix",
     "quadrotor_step",
     "simulate",
+    "solid_inertia",
     "step",
 ]

@@ -10,6 +10,7 @@ from gradpath.contract import Contract
 from gradpath.errors import InputError, ShapeError
 from gradpath.sim import articulated_kernels as kernels_of
 from gradpath.sim.checks import check_inputs, check_rows
+from gradpath.sim.contact import Contact
 from gradpath.sim.dynamics import forward_kinematics
 from gradpath.sim.model import PARAMETERS, Model
 from gradpath.sim.tree import lay_out, pack
@@ -155,6 +156,7 @@ class Articulation(Stage):
         model: The robot.
         dt: Duration of a step [s].
         substeps: Integration steps in it.
+        contact: How it touches itself and what stands still, such as `Contact(model.shapes)`; nothing touches without.
         learnable: Names of parameters of the model that become `nn.Parameter`s; the others are buffers.
 
     Raises:
@@ -164,9 +166,18 @@ class Articulation(Stage):
 
     gravity: Tensor
 
-    def __init__(self, model: Model, dt: float, substeps: int = 1, *, learnable: Iterable[str] = ()):
+    def __init__(
+        self,
+        model: Model,
+        dt: float,
+        substeps: int = 1,
+        *,
+        contact: Contact | None = None,
+        learnable: Iterable[str] = (),
+    ):
         super().__init__()
         _check_step(dt, substeps)
+        self.contact = contact
         chosen = set(learnable)
         if not chosen <= set(PARAMETERS):
             unknown = ", ".join(sorted(chosen - set(PARAMETERS)))
@@ -200,9 +211,14 @@ class Articulation(Stage):
         wrench: Tensor | None = None,
         parameters: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
-        """Advance by one step; see `step`."""
+        """Advance by one step; see `step`, and `contact_step` where it touches."""
+        from gradpath.sim.contact_step import contact_step  # which is made of `step`
+
         model = self.model if parameters is None else self.model.replace(**parameters)
-        after = step(model, state, control, self.dt, self.substeps, wrench)
+        if self.contact is None:
+            after = step(model, state, control, self.dt, self.substeps, wrench)
+        else:
+            after = contact_step(model, self.contact, state, control, self.dt, self.substeps, wrench)
         return {"state": after, "pose": forward_kinematics(model, after["q"])}
 
     def home_state(self, batch: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -1,13 +1,15 @@
 """What the bodies of a model look like: collision shapes as tensors, visual meshes as data."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gradpath.errors import ShapeError
+from gradpath.geometry import pose_identity
 from gradpath.meshes import TriangleMesh
 
 WORLD = -1  # the body of what does not move
@@ -82,6 +84,51 @@ class Shapes:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    @classmethod
+    def of(
+        cls,
+        kind: Sequence[int],
+        body: Sequence[int],
+        size: Tensor | Sequence[Sequence[float]],
+        *,
+        pose: Tensor | None = None,
+        friction: float | Tensor = 0.5,
+        mesh: Sequence[MeshFile | TriangleMesh | None] | None = None,
+        heights: Sequence[Tensor | None] | None = None,
+        exclude: Iterable[tuple[int, int]] = (),
+    ) -> "Shapes":
+        """Build shapes that may all touch each other, in the frames of their bodies by default.
+
+        Args:
+            kind, body, mesh, heights, exclude: See the attributes.
+            size: Shape (G, 3) or (B, G, 3); a list is taken as float64.
+            pose: Shape (G, 7) or (B, G, 7); the identity by default.
+            friction: A number or shape (G,) or (B, G).
+        Raises:
+            ShapeError: not one of each for every shape.
+        """
+        size = torch.as_tensor(size, dtype=None if isinstance(size, Tensor) else torch.float64)
+        count = len(kind)
+        if len(body) != count or size.shape[-2:] != (count, 3):
+            raise ShapeError(
+                f"shapes: expected {count} bodies and sizes ({count}, 3), one for each kind, got {len(body)} bodies "
+                f"and sizes {tuple(size.shape)}"
+            )
+        friction = torch.as_tensor(friction, dtype=size.dtype)
+        return cls(
+            names=("",) * count,
+            kind=tuple(ShapeKind(k) for k in kind),
+            body=tuple(body),
+            mesh=tuple(mesh or (None,) * count),
+            heights=tuple(heights or (None,) * count),
+            group=(1,) * count,
+            mask=(1,) * count,
+            exclude=frozenset(exclude),
+            pose=pose_identity(count, dtype=size.dtype) if pose is None else pose,
+            size=size,
+            friction=friction.expand(count) if friction.ndim == 0 else friction,
+        )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Shapes":
         """Apply a function to every tensor that may have a gradient."""
