@@ -15,7 +15,13 @@ from torch import Tensor
 
 from gradpath.errors import InputError, ShapeError
 from gradpath.implicit_report import Report, publish, record, relative_difference
-from gradpath.linear_solve import Operator, conjugate_gradient, largest_eigenvalue, matrix
+from gradpath.linear_solve import (
+    Operator,
+    conjugate_gradient,
+    descent_series,
+    largest_eigenvalue,
+    matrix,
+)
 from gradpath.newton import iterate, minimize, norm, transposed_product
 
 __all__ = ["Report", "argmin", "fixed_point", "record"]
@@ -107,7 +113,7 @@ def argmin(
 
         def solve(w: Tensor) -> Tensor:
             if gradient == "unroll":
-                given = _series(hessian, w, _descent_rate(hessian, w), unroll)
+                given = descent_series(hessian, w, _descent_rate(hessian, w), unroll)
             else:
                 given = _solve_symmetric(used, w, direct, damping)
             if recorded and (gradient != "implicit" or damping):
@@ -189,7 +195,7 @@ def fixed_point(
 
         def solve(w: Tensor) -> Tensor:
             if gradient == "unroll":
-                given = _series(backward, w, relaxation, unroll)
+                given = descent_series(backward, w, relaxation, unroll)
             elif damping:
                 given = forward(_solve_symmetric(normal, w, direct, damping))
             else:
@@ -214,15 +220,6 @@ class _Solution(torch.autograd.Function):
     def backward(ctx: Any, w: Tensor) -> Any:
         kept = torch.where(ctx.converged[:, None], w, 0.0)
         return None, torch.where(ctx.converged[:, None], ctx.solve(kept), 0.0), None, None
-
-
-def _series(product: Operator, w: Tensor, rate: Tensor | float, steps: int) -> Tensor:
-    """What backward through `steps` descent steps u - rate g(u), all taken at the solution, makes of a cotangent."""
-    total, term = torch.zeros_like(w), rate * w
-    for _ in range(steps):
-        total = total + term
-        term = term - rate * product(term)
-    return total
 
 
 def _descent_rate(hessian: Operator, like: Tensor) -> Tensor:

@@ -78,3 +78,15 @@ def largest_eigenvalue(operator: Operator, like: Tensor, iterations: int = 30) -
         vector = operator(vector)
         size = torch.linalg.vector_norm(vector, dim=-1)
     return size
+
+
+def descent_series(operator: Operator, w: Tensor, rate: Tensor | float, steps: int) -> Tensor:
+    """Return what backward through descent steps u - rate g(u), all at one solution, makes of a cotangent w (B, n).
+
+    `operator` is the product with the transposed derivative of g; the limit of many steps is its inverse times w.
+    """
+    total, term = torch.zeros_like(w), rate * w
+    for _ in range(steps):
+        total = total + term
+        term = term - rate * operator(term)
+    return total

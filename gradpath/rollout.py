@@ -251,8 +251,9 @@ class Rollout(Stage):
         specs = self.step.contract.input_specs
         return {name: _zeros(name, specs[name], binding) for name in self.carry if name not in values}
 
-    def _named_outputs(self, result: Any, called: str) -> dict[str, Any]:
-        return super()._named_outputs(result.recorded, called)
+    def named_outputs(self, result: Any, called: str) -> dict[str, Any]:
+        """Return what the trajectory holds, by name."""
+        return super().named_outputs(result.recorded, called)
 
     def plan(self, batch: int | None = None, **values: Any) -> Plan:
         """Return what the rollout keeps and recomputes, as predicted, and as the latest run with it came out.

@@ -156,7 +156,7 @@ class Stage(Configured, nn.Module):
                     result = self(**arguments)
             else:
                 result = self(**arguments)
-        outputs = self._named_outputs(result, called)
+        outputs = self.named_outputs(result, called)
         if contract.gradient == "none":
             outputs = {key: _detached(value) for key, value in outputs.items()}
         contract.check_outputs(outputs, binding, lambda path: f'stage "{called}", output "{path}"')
@@ -177,7 +177,8 @@ class Stage(Configured, nn.Module):
                 raise ContractError(f'stage "{called}" was not given its input "{name}"; pass it, or wire it')
         return dict(values)
 
-    def _named_outputs(self, result: Any, called: str) -> dict[str, Any]:
+    def named_outputs(self, result: Any, called: str) -> dict[str, Any]:
+        """Return what `forward` returned, in any of its forms, by name; `called` names the stage in errors."""
         names = list(self.contract.output_specs)
         if isinstance(result, Mapping) and set(result) == set(names):
             return {name: result[name] for name in names}
