@@ -15,6 +15,8 @@ from gradpath.planners.ilqr import Plan, ilqr
 from gradpath.planners.lqr import LqrSolution, lqr
 from gradpath.planners.mpc import MPC
 from gradpath.planners.policy import Idle, Policy
+from gradpath.planners.sampling import Sampled, cem, mppi
+from gradpath.planners.shooting import Shooting, Shot, levenberg_marquardt, shoot
 from gradpath.planners.times import optimal_times, trapezoidal_times
 
 __all__ = [
@@ -32,6 +34,9 @@ __all__ = [
     "LqrSolution",
     "Plan",
     "Policy",
+    "Sampled",
+    "Shooting",
+    "Shot",
     "StageDynamics",
     "ToField",
     "ToMesh",
@@ -39,10 +44,14 @@ __all__ = [
     "ToShapes",
     "bezier",
     "bspline",
+    "cem",
     "flat_state",
     "ilqr",
+    "levenberg_marquardt",
     "lqr",
     "minimum_snap",
+    "mppi",
     "optimal_times",
+    "shoot",
     "trapezoidal_times",
 ]
