@@ -5,8 +5,45 @@ if __name__ != "gradpath.perception":
         "import this area as gradpath.perception; a second copy would register every kernel twice"
     )
 
+from gradpath.perception.clouds import point_cloud, project, unproject
 from gradpath.perception.encoders import DepthEncoder
+from gradpath.perception.filters import kalman_predict, kalman_update, particle_mean, particle_step
+from gradpath.perception.heads import (
+    CollisionDistance,
+    GaussianMixture,
+    GoalDirection,
+    coverage,
+    gaussian_nll,
+    mixture_nll,
+)
+from gradpath.perception.keypoints import spatial_soft_argmax
+from gradpath.perception.mapping import distance_field, occupancy
 from gradpath.perception.motion import MotionEstimate, heading, to_heading
+from gradpath.perception.pnp import pnp
 from gradpath.perception.sensors import Blindfold, DepthSensor
 
-__all__ = ["Blindfold", "DepthEncoder", "DepthSensor", "MotionEstimate", "heading", "to_heading"]
+__all__ = [
+    "Blindfold",
+    "CollisionDistance",
+    "DepthEncoder",
+    "DepthSensor",
+    "GaussianMixture",
+    "GoalDirection",
+    "MotionEstimate",
+    "coverage",
+    "distance_field",
+    "gaussian_nll",
+    "heading",
+    "kalman_predict",
+    "kalman_update",
+    "mixture_nll",
+    "occupancy",
+    "particle_mean",
+    "particle_step",
+    "pnp",
+    "point_cloud",
+    "project",
+    "spatial_soft_argmax",
+    "to_heading",
+    "unproject",
+]
