@@ -5,6 +5,13 @@ if __name__ != "gradpath.perception":
         "import this area as gradpath.perception; a second copy would register every kernel twice"
     )
 
+from gradpath.perception.backbones import (
+    ConvEncoder,
+    Memory,
+    ResNetEncoder,
+    VisionTransformer,
+    load_weights,
+)
 from gradpath.perception.clouds import point_cloud, project, unproject
 from gradpath.perception.encoders import DepthEncoder
 from gradpath.perception.filters import kalman_predict, kalman_update, particle_mean, particle_step
@@ -20,22 +27,33 @@ from gradpath.perception.keypoints import spatial_soft_argmax
 from gradpath.perception.mapping import distance_field, occupancy
 from gradpath.perception.motion import MotionEstimate, heading, to_heading
 from gradpath.perception.pnp import pnp
+from gradpath.perception.randomize import DomainRandomization
+from gradpath.perception.rgb import RgbSensor
 from gradpath.perception.sensors import Blindfold, DepthSensor
+from gradpath.perception.stereo import StereoDepth
 
 __all__ = [
     "Blindfold",
     "CollisionDistance",
+    "ConvEncoder",
     "DepthEncoder",
     "DepthSensor",
+    "DomainRandomization",
     "GaussianMixture",
     "GoalDirection",
+    "Memory",
     "MotionEstimate",
+    "ResNetEncoder",
+    "RgbSensor",
+    "StereoDepth",
+    "VisionTransformer",
     "coverage",
     "distance_field",
     "gaussian_nll",
     "heading",
     "kalman_predict",
     "kalman_update",
+    "load_weights",
     "mixture_nll",
     "occupancy",
     "particle_mean",

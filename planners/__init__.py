@@ -5,6 +5,7 @@ if __name__ != "gradpath.planners":
         "import this area as gradpath.planners; a second copy would register every kernel twice"
     )
 
+from gradpath.planners.choice import RecurrentPolicy, SelectPlan
 from gradpath.planners.clearances import ToField, ToMesh, ToPoints, ToShapes
 from gradpath.planners.costs import Collision, Costs, Effort, Goal, Limit
 from gradpath.planners.curves import Curve, bezier, bspline, minimum_snap
@@ -34,7 +35,9 @@ __all__ = [
     "LqrSolution",
     "Plan",
     "Policy",
+    "RecurrentPolicy",
     "Sampled",
+    "SelectPlan",
     "Shooting",
     "Shot",
     "StageDynamics",
