@@ -29,6 +29,8 @@ class ConvEncoder(Stage):
         channels_in: 3 for colour, 1 for depth.
         features: Size of the feature.
         channels: Channels of the convolutions, each a multiple of 8.
+        norm: Group norm after each convolution. It takes out the scale of an image: right for colour under changing
+            light; for depth it is how near things are.
 
     Inputs: `image` (B, channels_in, H, W). Outputs: `feature` (B, features). Gradients: exact.
 
@@ -45,6 +47,7 @@ class ConvEncoder(Stage):
         channels_in: int = 3,
         features: int = 64,
         channels: Sequence[int] = (16, 32, 32),
+        norm: bool = True,
     ):
         super().__init__()
         if min(height, width) < 2 ** len(channels) or any(c % 8 for c in channels):
@@ -57,8 +60,8 @@ class ConvEncoder(Stage):
         before = channels_in
         for after in channels:
             layers += [
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(after // 8, after),
+                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=not norm),
+                nn.GroupNorm(after // 8, after) if norm else nn.Identity(),
                 nn.ReLU(),
             ]
             height, width, before = -(-height // 2), -(-width // 2), after
