@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from gradpath.errors import InputError, ShapeError
 from gradpath.kernel_registry import register
 
-__all__ = ["interpolate"]
+__all__ = ["corners", "interpolate"]
 
 
 def interpolate(values: Tensor, points: Tensor, origin: Tensor, spacing: float) -> Tensor:
@@ -47,22 +48,34 @@ def interpolate(values: Tensor, points: Tensor, origin: Tensor, spacing: float) 
     if not spacing > 0:
         raise InputError(f"grids.interpolate: spacing is positive, got {spacing}")
     sizes = values.shape[1:]
-    last = points.new_tensor([n - 1 for n in sizes])
     place = (points - (origin if origin.ndim == 1 else origin[:, None])) / spacing
+    last = points.new_tensor([n - 1 for n in sizes])
     inside = torch.minimum(place.clamp_min(0.0), last)
-    base = torch.minimum(torch.floor(inside.detach()), last - 1)
-    share = inside - base
-    index = base.nan_to_num(0.0).long()
     flat = values.flatten(1)
     result = torch.zeros_like(points[..., 0])
-    for corner in itertools.product((0, 1), repeat=axes):
-        number = torch.zeros_like(index[..., 0])
-        weight = torch.ones_like(result)
-        for k, up in enumerate(corner):
-            number = number * sizes[k] + index[..., k] + up
-            weight = weight * (share[..., k] if up else 1.0 - share[..., k])
-        result = result + weight * flat.gather(1, number)
+    for node, weight in corners(inside, sizes):
+        result = result + weight * flat.gather(1, node)
     return result
+
+
+def corners(place: Tensor, sizes: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the nodes around each place, and their multilinear weights.
+
+    Args:
+        place: In units of nodes, from 0 to the last node of each axis, (..., d), differentiable.
+        sizes: Nodes per axis, d numbers, two or more each.
+    Yields:
+        The number of a node in the flattened grid, (...) int64, and its weight, (...), for each of the 2^d corners.
+    """
+    base = torch.minimum(torch.floor(place.detach()), place.new_tensor([n - 2 for n in sizes]))
+    share, index = place - base, base.nan_to_num(0.0).long()
+    for corner in itertools.product((0, 1), repeat=len(sizes)):
+        node = torch.zeros_like(index[..., 0])
+        weight = torch.ones_like(share[..., 0])
+        for k, up in enumerate(corner):
+            node = node * sizes[k] + index[..., k] + up
+            weight = weight * (share[..., k] if up else 1.0 - share[..., k])
+        yield node, weight
 
 
 def _samples(batch: int) -> dict[str, Tensor | float]:

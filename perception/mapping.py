@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gradpath import relax
 from gradpath.errors import InputError, ShapeError
+from gradpath.grids import corners
 from gradpath.mode import current_mode
 from gradpath.relax_core import Temperature, temperature
 
@@ -53,16 +53,9 @@ def occupancy(
     last = points.new_tensor([n - 1 for n in shape])
     counts = valid & ((place >= 0) & (place <= last)).all(-1)
     place = torch.where(counts[..., None], place, 0.0)
-    base = torch.minimum(torch.floor(place.detach()), last - 1)
-    share, index = place - base, base.long()
     total = points.new_zeros(len(points), math.prod(shape))
-    for corner in itertools.product((0, 1), repeat=d):
-        number = torch.zeros_like(index[..., 0])
-        weight = counts.to(points.dtype)
-        for k, up in enumerate(corner):
-            number = number * shape[k] + index[..., k] + up
-            weight = weight * (share[..., k] if up else 1.0 - share[..., k])
-        total = total.scatter_add(1, number, weight)
+    for node, weight in corners(place, shape):
+        total = total.scatter_add(1, node, torch.where(counts, weight, 0.0))
     return (1.0 - torch.exp(-total / hits)).reshape(-1, *shape)
 
 

@@ -136,8 +136,8 @@ class _Adjoint:
 
     def cotangents(self, by_states: Tensor, by_controls: Tensor) -> tuple[Tensor, ...]:
         """What R is to be multiplied with, for the gradient by states and controls; and that of x0 first."""
-        keep = self.converged[:, None]
-        by_states, by_controls = torch.where(keep, by_states, 0.0), torch.where(keep, by_controls, 0.0)
+        known = self.converged[:, None]
+        by_states, by_controls = torch.where(known, by_states, 0.0), torch.where(known, by_controls, 0.0)
         found = self.found
         hessian = found.hessian if self.exact else found.gauss_newton
         assert hessian is not None
@@ -163,7 +163,8 @@ class _Adjoint:
         result: tuple[Tensor, ...] = (d_costates[0], x[:-1], move, x[-1], d_costates[1:])
         if self.multipliers is not None:
             result += (torch.zeros_like(self.multipliers) if pressed is None else pressed,)
-        return tuple(torch.where(keep, r, 0.0) for r in result)
+        known = self.converged[:, None]  # the solve may have found some that are no minimum
+        return tuple(torch.where(known, r, 0.0) for r in result)
 
     def _solved(
         self, hessian: Tensor, by_states: Tensor, by_controls: Tensor
@@ -191,6 +192,16 @@ class _Adjoint:
         self, hessian: Tensor, final: Tensor, by_states: Tensor, by_controls: Tensor
     ) -> tuple[Tensor, Tensor]:
         factors = riccati.factorize(hessian, self.found.transition, final, self.held)
+        flat = self.converged & ~factors.positive.all(0)
+        if flat.any():
+            self.converged = self.converged & ~flat
+            warnings.warn(
+                f"ilqr: {int(flat.sum())} of {len(flat)} samples stand still where the cost has no strict minimum "
+                f"(sample {int(flat.nonzero()[0])}, perhaps a saddle); their gradient is zero. Start elsewhere, or "
+                "make the cost of the controls larger",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         linear = torch.cat([by_states[:-1], by_controls], -1)
         solved = riccati.solve(factors, linear, by_states[-1], torch.zeros_like(self.states[0]))
         return solved.states, solved.controls

@@ -37,6 +37,7 @@ class Augmented:
         self.multipliers = torch.zeros_like(value)
         self.penalty = value.new_full((batch, 1), FIRST_PENALTY)
         self._worst = value.new_full((batch,), torch.inf)
+        self.settled = torch.zeros(batch, dtype=torch.bool, device=value.device)
         # The first state is given: what it violates cannot be helped.
         self._counts = torch.ones_like(value[:, :1, :1])
         self._counts[0] = 0.0
@@ -54,7 +55,11 @@ class Augmented:
 
     @torch.no_grad()
     def update(self, states: Tensor) -> bool:
-        """Move multipliers and penalties after a solve; return whether all constraints hold with their multipliers."""
+        """Move multipliers and penalties after a solve; return whether another solve is of no use.
+
+        That is where every sample is settled: its constraints hold, and their multipliers stand still; or where its
+        violation no longer falls at the largest penalty.
+        """
         value = self.constraint(states)
         moved = (self.multipliers + self.penalty * value).clamp_min(0.0) * self._counts
         # Zero where a constraint holds with equality, or does not matter: that is complementarity.
@@ -64,7 +69,9 @@ class Augmented:
         grown = (GROWTH * self.penalty).clamp_max(MOST_PENALTY)
         self.penalty = torch.where(slow[:, None], grown, self.penalty)
         self._worst = gap
-        return bool((~(gap > self.tolerance)).all())
+        self.settled = gap <= self.tolerance
+        hopeless = (slow & (self.penalty[:, 0] >= MOST_PENALTY)) | ~gap.isfinite()
+        return bool((self.settled | hopeless).all())
 
     def active(self) -> Tensor:
         """Which constraints hold with equality, (T + 1, B, k)."""

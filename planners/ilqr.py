@@ -94,7 +94,7 @@ def ilqr(
         hessian: What the solver uses: the exact one, or that of the costs alone (iLQR), which needs first derivatives
             of the dynamics only and converges more slowly.
         unroll: Steps of `"unroll"`.
-        iterations: The most iterations.
+        iterations: The most iterations; with a constraint, of each round of its multipliers.
         tolerance: A sample has converged where the Newton step is shorter than this times 1 + |u|; None: 1e-9 in
             float64, 1e-4 in float32.
     Returns:
@@ -120,18 +120,16 @@ def ilqr(
         tolerance = 1e-9 if x0.dtype == torch.float64 else 1e-4
     augmented = None if constraint is None else Augmented(problem, constraint, start, first)
     solver = _Solver(problem if augmented is None else augmented, box, exact, tolerance)
-    if augmented is None:
-        found, count = solver.run(start, first, iterations)
-        violation = torch.zeros_like(found.cost)
-    else:
-        found, count = solver.run(start, first, iterations)
+    found, count = solver.run(start, first, iterations)
+    violation = torch.zeros_like(found.cost)
+    if augmented is not None:
         for _ in range(augmented.most_rounds):
             if augmented.update(found.states):
                 break
             found, used = solver.run(start, found.controls, iterations)
             count += used
         violation = augmented.violation(found.states)
-        found.converged &= violation <= augmented.tolerance
+        found.converged &= augmented.settled
     condition = Condition(problem, augmented, box, gradient, unroll, curved)
     states, u = attach(condition, x0, found.states, found.controls, found.converged, count)
     return Plan(
@@ -222,7 +220,7 @@ class _Solver:
         now.cost = torch.where(accepted, cost[pick, sample], now.cost)
         raised = (10.0 * now.damping).clamp_min(LEAST_DAMPING)
         lowered = torch.where(now.damping > 10 * LEAST_DAMPING, now.damping / 10, 0.0)
-        now.damping = torch.where(any_good, lowered, raised)
+        now.damping = torch.where(now.converged | any_good, lowered, raised)
 
     def _finish(
         self, now: _Iterate, step: riccati.Trajectories, factors: riccati.Factors, start: Tensor

@@ -296,6 +296,23 @@ def test_constraints_that_cannot_be_kept_are_reported():
     assert slope.isfinite().all() and slope[1] == 0.0
 
 
+def test_a_saddle_has_no_gradient_and_a_warning():
+    bend = torch.tensor([0.5, 2.0], dtype=F64, requires_grad=True)  # of the second, u = 0 is a maximum
+
+    saddle = planners.ilqr(
+        lambda x, u: x - bend[:, None] * u.square(),
+        lambda x, u: u.square().sum(-1),
+        lambda x: x[..., 0],
+        torch.ones(2, 1, dtype=F64),
+        torch.zeros(2, 1, 1, dtype=F64),
+        hessian="gauss_newton",
+    )
+    assert saddle.converged.all()  # without second derivatives, the solver cannot know better
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 samples stand still .*\(sample 1"):
+        (slope,) = torch.autograd.grad(saddle.states.sum() + saddle.controls.sum(), bend)
+    assert slope[1] == 0.0 and slope.isfinite().all()
+
+
 def test_samples_that_diverge_are_masked_and_have_no_gradient():
     growth = torch.tensor([0.5, 1e200], dtype=F64, requires_grad=True)
     with pytest.warns(RuntimeWarning, match=r"1 of 2 samples did not converge .*\(samples 1\)"):
