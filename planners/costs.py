@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradpath.config import Configured
 from gradpath.errors import InputError
 from gradpath.planners.clearances import Clearance, clearance
 
@@ -114,7 +115,7 @@ class Collision:
 Term: TypeAlias = Goal | Effort | Limit | Collision
 
 
-class Costs:
+class Costs(Configured):
     """Named terms, summed.
 
     ```python
@@ -159,21 +160,40 @@ class Costs:
             result[name] = term.running * penalty.mean(0) + term.terminal * penalty[-1]
         return result
 
-    def step(self, state: Mapping[str, Any], control: Tensor, **inputs: Any) -> Tensor:
-        """Running cost of states and controls (..., B, k) to (..., B): the `cost` of an `MPC`."""
-        return self._sum({**state, "control": control, **inputs}, "running", control)
+    @property
+    def has_running(self) -> bool:
+        """Whether a term counts at every step."""
+        return any(term.running > 0 for term in self.terms.values())
 
-    def end(self, state: Mapping[str, Any], **inputs: Any) -> Tensor:
-        """Terminal cost of states: the `final` of an `MPC`."""
-        return self._sum({**state, **inputs}, "terminal", next(iter(state.values())))
+    @property
+    def has_terminal(self) -> bool:
+        """Whether a term counts at the end."""
+        return any(term.terminal > 0 for term in self.terms.values())
 
-    def _sum(self, values: Mapping[str, Any], which: str, like: Tensor) -> Tensor:
+    def step(self, state: Any, control: Tensor, **inputs: Any) -> Tensor:
+        """Running cost of states and controls (..., B, k) to (..., B), for an `MPC`."""
+        return self._sum({**_named(state), "control": control, **inputs}, "running")
+
+    def end(self, state: Any, **inputs: Any) -> Tensor:
+        """Terminal cost of states, for an `MPC`."""
+        return self._sum({**_named(state), **inputs}, "terminal")
+
+    def _sum(self, values: Mapping[str, Any], which: str) -> Tensor:
         parts = [
             weight * term.penalty(values)
             for term in self.terms.values()
             if (weight := getattr(term, which)) > 0
         ]
-        return torch.stack(parts).sum(0) if parts else like.new_zeros(like.shape[:-1])
+        if not parts:
+            raise InputError(
+                f"Costs: no term has a {which} weight, so there is nothing to add up; do not ask for it"
+            )
+        return torch.stack(parts).sum(0)
+
+
+def _named(state: Any) -> Mapping[str, Any]:
+    """A state that is one tensor is called "state"."""
+    return state if isinstance(state, Mapping) else {"state": state}
 
 
 def look_up(values: Mapping[str, Any], name: str) -> Tensor:

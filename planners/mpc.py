@@ -11,6 +11,7 @@ from torch import Tensor
 from gradpath import tree
 from gradpath.contract import Contract
 from gradpath.errors import ContractError, InputError
+from gradpath.planners.costs import Costs
 from gradpath.planners.dynamics import StageDynamics
 from gradpath.planners.ilqr import Gradient, Hessian, ilqr
 from gradpath.specs import SpecLike, TensorSpec
@@ -25,12 +26,12 @@ class MPC(Stage):
 
     Args:
         model: The stage that is planned with: takes `state` and a control, gives the next state.
-        cost: `cost(state, control, **targets)` of each step, (..., T, B); a function or `Costs`. Tensors of the state
-            have any axes before the batch: index the last ones.
-        final: `final(state, **targets)` of the last state, (..., B).
+        cost: `Costs`; or a function `cost(state, control, **targets)` of each step, (..., T, B), for which tensors of
+            the state have any axes before the batch: index the last ones.
         horizon: Steps that it looks ahead.
         low: Least control, one number per component.
         high: Largest control.
+        final: `final(state, **targets)` of the last state, (..., B), where `cost` is a function.
         targets: Specs of inputs that the costs take, such as {"goal": "B 3"}.
         passed: Inputs of the model that come from outside, such as wind.
         initial: The control that a plan without a predecessor repeats; zero by default.
@@ -60,12 +61,12 @@ class MPC(Stage):
     def __init__(
         self,
         model: Stage,
-        cost: Callable[..., Tensor],
-        final: Callable[..., Tensor],
+        cost: Costs | Callable[..., Tensor],
         horizon: int,
         low: Sequence[float],
         high: Sequence[float],
         *,
+        final: Callable[..., Tensor] | None = None,
         targets: Mapping[str, SpecLike] | None = None,
         passed: Sequence[str] = (),
         initial: Sequence[float] | None = None,
@@ -84,6 +85,8 @@ class MPC(Stage):
                 f"MPC: the horizon is at least 1 and low <= high for each control, got horizon {horizon}, "
                 f"low {list(low)}, high {list(high)}"
             )
+        if isinstance(cost, Costs) != (final is None):
+            raise InputError("MPC: pass Costs, which know the end; or two functions, cost and final=")
         if gradient not in _KINDS:
             raise InputError(f'MPC: gradient "{gradient}" is not known; it is one of {", ".join(_KINDS)}')
         self.targets = dict(targets or {})
@@ -109,7 +112,13 @@ class MPC(Stage):
             gradient=_KINDS[gradient],
             detached=("plan",),
         )
-        self.model, self.cost, self.final, self.horizon = model, cost, final, horizon
+        self.model, self.horizon = model, horizon
+        self.cost: Callable[..., Tensor] | None
+        self.final: Callable[..., Tensor] | None
+        self.cost, self.final = cost if not isinstance(cost, Costs) else None, final
+        if isinstance(cost, Costs):
+            self.cost = cost.step if cost.has_running else None
+            self.final = cost.end if cost.has_terminal else None
         self.choices: dict[str, Any] = {"gradient": gradient, "hessian": hessian, "iterations": iterations}
         self.names: dict[str, Any] = {"state": state, "control": control, "output": output, "second": second}
         dtype = torch.get_default_dtype()
@@ -130,10 +139,17 @@ class MPC(Stage):
         )
         targets = {name: others[name] for name in self.targets}
         unpack = dynamics.state_packing.unpack
+
+        def cost(x: Tensor, u: Tensor) -> Tensor:
+            return torch.zeros_like(x[..., 0]) if self.cost is None else self.cost(unpack(x), u, **targets)
+
+        def final(x: Tensor) -> Tensor:
+            return torch.zeros_like(x[..., 0]) if self.final is None else self.final(unpack(x), **targets)
+
         found = ilqr(
             dynamics,
-            lambda x, u: self.cost(unpack(x), u, **targets),
-            lambda x: self.final(unpack(x), **targets),
+            cost,
+            final,
             dynamics.state_packing.pack(state),
             plan,
             low=self.low,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import gradpath as gp
 from gradpath import geometry, grids, planners, sim
 from gradpath.distances import Shape
 from gradpath.errors import ContractError, InputError, ShapeError
@@ -124,19 +125,24 @@ def test_a_planner_avoids_a_ball_with_second_derivatives_by_differences():
         plan(shift.detach().float(), dtype=torch.float32)
 
 
-def test_costs_steer_an_mpc():
+def test_costs_steer_an_mpc_that_is_saved_with_them(tmp_path):
     costs = planners.Costs(
-        goal=planners.Goal("pose[:3]", running=1.0, terminal=5.0),
+        goal=planners.Goal("pose[:3]", running=1.0, terminal=0.0),  # nothing counts at the end
         effort=planners.Effort("control", rest=(7.36, 0.0, 0.0, 0.0), running=0.01),
-        rest=planners.Effort("velocity", running=0.0, terminal=1.0),
+        rest=planners.Effort("velocity", running=0.1),
     )
     body = sim.Quadrotor(dt=0.1)
     planner = planners.MPC(
-        body, costs.step, costs.end, 6, [2.0, -3.0, -3.0, -3.0], [15.0, 3.0, 3.0, 3.0],
+        body, costs, 6, [2.0, -3.0, -3.0, -3.0], [15.0, 3.0, 3.0, 3.0],
         targets={"goal": "B 3"}, initial=[7.36, 0.0, 0.0, 0.0], second="differences",
     ).double()  # fmt: skip
-    found = planner.run({"state": body.hover_state(1, dtype=F64), "goal": torch.ones(1, 3, dtype=F64)})
+    inputs = {"state": body.hover_state(1, dtype=F64), "goal": torch.ones(1, 3, dtype=F64)}
+    found = planner.run(inputs)
     assert found["converged"].all() and found["control"][0, 0] > 7.36
+    gp.save(planner, tmp_path)
+    torch.testing.assert_close(
+        gp.load(tmp_path).double().run(inputs)["plan"], found["plan"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_bad_costs_are_refused():
@@ -146,6 +152,8 @@ def test_bad_costs_are_refused():
         planners.Costs(a=planners.Goal(terminal=-1.0))
     with pytest.raises(InputError, match='asks for "jerk", and there is position'):
         planners.Costs(a=planners.Effort("jerk"))({"position": torch.zeros(2, 1, 3)})
+    with pytest.raises(InputError, match="no term has a terminal weight"):
+        planners.Costs(a=planners.Effort("state")).end(torch.zeros(2, 3))
     with pytest.raises(InputError, match="not the name of a quantity"):
         planners.Costs(a=planners.Effort("pose[3]"))({"pose": torch.zeros(2, 1, 7)})
     with pytest.raises(InputError, match="holds no points"):

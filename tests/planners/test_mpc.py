@@ -36,7 +36,7 @@ def final(state, goal):
 
 def controller(length=1.2, **options):
     return planners.MPC(
-        Pendulum(length), cost, final, 12, [-4.0], [4.0], targets={"goal": "B"}, **options
+        Pendulum(length), cost, 12, [-4.0], [4.0], final=final, targets={"goal": "B"}, **options
     ).double()
 
 
@@ -103,22 +103,20 @@ def test_inputs_of_the_model_are_passed_on():
 )
 def test_it_plans_with_a_kernel(options):
     body = sim.Quadrotor(dt=0.1)
-    planner = planners.MPC(
-        body,
-        lambda state, control, goal: (
-            (state["pose"][..., :3] - goal).square().sum(-1)
-            + 0.01 * (control - torch.tensor([7.36, 0.0, 0.0, 0.0], dtype=F64)).square().sum(-1)
-        ),
-        lambda state, goal: (
-            5.0 * (state["pose"][..., :3] - goal).square().sum(-1) + state["velocity"].square().sum(-1)
-        ),
-        10,
-        [2.0, -3.0, -3.0, -3.0],
-        [15.0, 3.0, 3.0, 3.0],
-        targets={"goal": "B 3"},
-        initial=[7.36, 0.0, 0.0, 0.0],
-        **options,
-    ).double()
+    hover = torch.tensor([7.36, 0.0, 0.0, 0.0], dtype=F64)
+
+    def approach(state, control, goal):
+        return (state["pose"][..., :3] - goal).square().sum(-1) + 0.01 * (control - hover).square().sum(-1)
+
+    def arrive(state, goal):
+        return 5.0 * (state["pose"][..., :3] - goal).square().sum(-1) + state["velocity"].square().sum(-1)
+
+    def made(**options):
+        low, high = [2.0, -3.0, -3.0, -3.0], [15.0, 3.0, 3.0, 3.0]
+        given = {"final": arrive, "targets": {"goal": "B 3"}, "initial": hover.tolist(), **options}
+        return planners.MPC(body, approach, 10, low, high, **given).double()
+
+    planner = made(**options)
     state = body.hover_state(2, dtype=F64)
     goal = torch.tensor([[0.5, 0.1, 0.2], [-0.3, 0.4, 0.1]], dtype=F64, requires_grad=True)
     found = planner.run({"state": state, "goal": goal})
@@ -127,19 +125,20 @@ def test_it_plans_with_a_kernel(options):
     assert slope.isfinite().all() and slope.abs().sum() > 0
     if "second" in options:
         with pytest.raises(ContractError, match=r"\(Quadrotor\) has no second derivatives"):
-            planners.MPC(body, planner.cost, planner.final, 10, planner.low.tolist(), planner.high.tolist(),
-                         targets={"goal": "B 3"}).double().run({"state": state, "goal": goal})  # fmt: skip
+            made().run({"state": state, "goal": goal})
 
 
 def test_refusals():
     with pytest.raises(InputError, match="low <= high"):
-        planners.MPC(Pendulum(), cost, final, 12, [4.0], [-4.0])
+        planners.MPC(Pendulum(), cost, 12, [4.0], [-4.0], final=final)
     with pytest.raises(ContractError, match="is 'B 1', and low has 2 numbers"):
-        planners.MPC(Pendulum(), cost, final, 12, [4.0, 4.0], [5.0, 5.0])
+        planners.MPC(Pendulum(), cost, 12, [4.0, 4.0], [5.0, 5.0], final=final)
+    with pytest.raises(InputError, match="or two functions"):
+        planners.MPC(Pendulum(), cost, 12, [-4.0], [4.0])
     with pytest.raises(ContractError, match='no input "gust"'):
-        planners.MPC(Pendulum(), cost, final, 12, [-4.0], [4.0], passed=["gust"])
+        planners.MPC(Pendulum(), cost, 12, [-4.0], [4.0], final=final, passed=["gust"])
     with pytest.raises(InputError, match="one of implicit, gauss_newton, unroll"):
-        planners.MPC(Pendulum(), cost, final, 12, [-4.0], [4.0], gradient="exact")
+        planners.MPC(Pendulum(), cost, 12, [-4.0], [4.0], final=final, gradient="exact")
     bad = {**STATE, "angle": STATE["angle"] * torch.nan}
     with pytest.raises(InputError, match="x0 of sample 0 is NaN"):
         controller().run({"state": bad, "goal": GOAL})
