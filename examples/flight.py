@@ -256,6 +256,10 @@ class FlightTask(Task):
         """Return the share of worlds flown through."""
         return {"success": float(outcome(trajectory)["success"].float().mean())}
 
+    def doctor_options(self) -> Mapping[str, Any]:
+        """What the camera sees has to matter."""
+        return {"relevant": ("camera.depth",)}
+
     def evaluate(self, model: nn.Module, folder: Path) -> dict[str, Any]:
         """Fly unseen worlds with hard rendering: the policy, the policy blindfolded, and straight flight."""
         from gradpath.examples.flight_figures import write_evaluation

@@ -4,6 +4,8 @@ from gradpath import estimate, implicit, relax
 from gradpath.contract import Contract
 from gradpath.custom_gradient import CustomGradient, custom_gradient
 from gradpath.deterministic import Determinism, deterministic
+from gradpath.diagnosis import Check, Diagnosis, Finding
+from gradpath.doctor import doctor
 from gradpath.errors import (
     BudgetError,
     CaptureError,
@@ -36,10 +38,13 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "CaptureError",
+    "Check",
     "Contract",
     "ContractError",
     "CustomGradient",
     "Determinism",
+    "Diagnosis",
+    "Finding",
     "Gap",
     "GradientError",
     "GradientReport",
@@ -66,6 +71,7 @@ __all__ = [
     "current_mode",
     "custom_gradient",
     "deterministic",
+    "doctor",
     "estimate",
     "gradient_report",
     "implicit",

@@ -1,4 +1,4 @@
-"""The command line: `gradpath train`, `evaluate`, `report`, `view` and `gradcheck`."""
+"""The command line: `gradpath train`, `evaluate`, `report`, `doctor`, `view` and `gradcheck`."""
 
 from __future__ import annotations
 
@@ -83,6 +83,24 @@ class Gradcheck:
     """One operation; all of them by default."""
     module: tuple[str, ...] = ()
     """Modules to import first, for operations of your own."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Examine the trained pipeline of a run folder on a fresh batch; exit with 1 where something is found."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    worlds: int | None = None
+    """Worlds of the batch; as many as in training by default."""
+    memory: str | None = None
+    """The memory there is, such as 16GB; what is free by default."""
+    only: tuple[str, ...] = ()
+    """Failure modes to look for, such as "gradient starvation"; all by default."""
+    allow: tuple[str, ...] = ()
+    """Modules outside gradpath that the run may import, for tasks of your own."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -206,6 +224,18 @@ def gradcheck_command(words: Sequence[str]) -> int:
     return 0 if check_registry(given.name) else 1
 
 
+def doctor_command(words: Sequence[str]) -> int:
+    """`gradpath doctor RUN`."""
+    given = tyro.cli(Doctor, prog="gradpath doctor", args=list(words))
+    from gradpath.doctor_run import examine
+
+    found = examine(
+        given.run, worlds=given.worlds, memory=given.memory, only=given.only or None, allow=given.allow
+    )
+    print(found.table())
+    return 0 if found.healthy else 1
+
+
 def print_metrics(metrics: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the figures of an evaluation, one per line; nested and long values are left to metrics.json."""
     from gradpath.page import rate_text
@@ -242,6 +272,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train_command, "train a task in a run folder, or continue a training"),
     "evaluate": (evaluate_command, "evaluate the trained model of a run folder"),
     "report": (report_command, "write report.html of a run folder"),
+    "doctor": (doctor_command, "say what is wrong with the trained model of a run folder, and where"),
     "view": (view_command, "write pictures and videos of a mesh file, or of a run"),
     "gradcheck": (gradcheck_command, "prove every registered gradient against central differences"),
 }

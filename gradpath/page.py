@@ -14,7 +14,16 @@ from gradpath.errors import LoadError
 from gradpath.figures import Figure, Series, interval_bar, line_chart, table
 from gradpath.page_style import STYLE
 from gradpath.rollout import Rollout
-from gradpath.runs import Run, open_run, read_log, read_metrics, run_versions, update_metrics, write_text
+from gradpath.runs import (
+    Run,
+    open_run,
+    read_diagnosis,
+    read_log,
+    read_metrics,
+    run_versions,
+    update_metrics,
+    write_text,
+)
 from gradpath.storage import load
 from gradpath.task import is_rate, task_path
 from gradpath.training_gradients import pipeline_of
@@ -44,6 +53,7 @@ def report(folder: str | Path, *, allow: Sequence[str] = ()) -> Path:
         _headline(evaluation, run),
         _section("Training", training_figures(log)),
         _section("Gradients", gradient_figures(log, read_log(run.gradients_log))),
+        _diagnosis(run),
         _section("Pipeline", [pipeline_figure(run, allow)]),
         _section("What it does", figures) if figures else "",
         _numbers(evaluation, metrics.get("training", {})),
@@ -174,6 +184,13 @@ def _headline(evaluation: Mapping[str, Any], run: Run) -> str:
         for name, rate in rates.items()
     )
     return f'<section class="cards">{cards}</section>'
+
+
+def _diagnosis(run: Run) -> str:
+    found = read_diagnosis(run)
+    if found is None:
+        return f'<p class="note">Not examined yet: <code>gradpath doctor {escape(str(run.path))}</code></p>'
+    return f"<section><h2>Diagnosis</h2>{found.html()}</section>"
 
 
 def _section(title: str, figures: Sequence[Figure]) -> str:

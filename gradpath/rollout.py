@@ -188,8 +188,7 @@ class Rollout(Stage):
             InputError: a carried input was left out and its shape is not known.
             NonFiniteError: with `check_finite`, in the backward pass.
         """
-        values = self._named(first, values)
-        values.update(self._start(values))
+        values = self.complete(*first, **values)
         step, carry, xs, constants = self._parts(values)
         self._batch = _batch(carry)
         final, ys = scan(
@@ -235,6 +234,15 @@ class Rollout(Stage):
                 raise ContractError(f'the rollout was not given "{name}"; pass {name}=...')
         return values
 
+    def complete(self, *first: Any, **values: Any) -> dict[str, Any]:
+        """Return all inputs of a run by name, with zeros for the carry that is left out; arguments as for a run.
+
+        Raises:
+            ContractError, ShapeError, InputError: as for a run.
+        """
+        values = self._named(first, values)
+        return {**values, **self._start(values)}
+
     def _start(self, values: dict[str, Any]) -> dict[str, Any]:
         """Hold one step of the inputs against the pipeline; return zeros for the carry that was left out."""
         at_first = {**values}
@@ -252,7 +260,7 @@ class Rollout(Stage):
         return {name: _zeros(name, specs[name], binding) for name in self.carry if name not in values}
 
     def named_outputs(self, result: Any, called: str) -> dict[str, Any]:
-        """Return what the trajectory holds, by name."""
+        """Return what was recorded of a trajectory, by name."""
         return super().named_outputs(result.recorded, called)
 
     def plan(self, batch: int | None = None, **values: Any) -> Plan:

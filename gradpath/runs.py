@@ -6,6 +6,7 @@ A run folder holds
     metrics.jsonl         one line per iteration
     gradients.jsonl       gradient norm per time step, every few iterations
     metrics.json          final figures, one section per command
+    doctor.json           what the doctor found
     tensorboard/          the same scalars for TensorBoard
     report.html           what a person looks at
 and whatever files the task's evaluation adds.
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from gradpath.diagnosis import Diagnosis
 from gradpath.errors import InputError, LoadError
 from gradpath.task import Task, options_from_json, options_to_json, task_class, task_path
 from gradpath.versions import versions
@@ -49,6 +51,11 @@ class Run:
     def gradients_log(self) -> Path:
         """Gradient norm per time step, every few iterations."""
         return self.path / "gradients.jsonl"
+
+    @property
+    def diagnosis_file(self) -> Path:
+        """What `gradpath doctor` found."""
+        return self.path / "doctor.json"
 
     @property
     def report_file(self) -> Path:
@@ -176,6 +183,15 @@ class Log:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_diagnosis(run: Run) -> Diagnosis | None:
+    """Return what the doctor found, None before it has looked.
+
+    Raises:
+        LoadError: a damaged file.
+    """
+    return Diagnosis.from_json(_read_json(run.diagnosis_file)) if run.diagnosis_file.exists() else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -178,7 +178,11 @@ class Stage(Configured, nn.Module):
         return dict(values)
 
     def named_outputs(self, result: Any, called: str) -> dict[str, Any]:
-        """Return what `forward` returned, in any of its forms, by name; `called` names the stage in errors."""
+        """Return what `forward` returned as outputs by name, in the order of the contract.
+
+        Raises:
+            ContractError: it is something else than the contract says.
+        """
         names = list(self.contract.output_specs)
         if isinstance(result, Mapping) and set(result) == set(names):
             return {name: result[name] for name in names}

@@ -109,6 +109,10 @@ class Task(abc.ABC):
         """Return cheap figures of one training iteration, for example {"success": 0.5}."""
         return {}
 
+    def doctor_options(self) -> Mapping[str, Any]:
+        """Return what the doctor should know of the task: `irrelevant` and `relevant` values, see `gradpath.doctor`."""
+        return {}
+
     @abc.abstractmethod
     def evaluate(self, model: Stage, folder: Path) -> dict[str, Any]:
         """Measure the trained model and return JSON values; write data files and videos into `folder`.
