@@ -12,7 +12,8 @@ from gradpath import relax
 from gradpath.errors import InputError, ShapeError
 from gradpath.grids import corners
 from gradpath.mode import current_mode
-from gradpath.relax_core import Temperature, temperature
+from gradpath.relax_core import Temperature
+from gradpath.relaxation import positive
 
 NEARLY_FREE = 1e-3  # occupancy below which a node soon counts as free altogether
 
@@ -88,7 +89,7 @@ def distance_field(
     Gradients: to `occupied`, of the soft version.
     References: Felzenszwalb, Huttenlocher 2012, Distance Transforms of Sampled Functions.
     """
-    t = temperature(tau, "distance_field")
+    t = positive(tau, "distance_field")
     if occupied.ndim not in (3, 4):
         raise ShapeError(
             f"distance_field: expected (B, n1, n2) or (B, n1, n2, n3), got {tuple(occupied.shape)}"

@@ -13,7 +13,8 @@ from gradpath.contract import Contract
 from gradpath.errors import InputError
 from gradpath.mode import mode
 from gradpath.planners.policy import Policy
-from gradpath.relax_core import Temperature, temperature
+from gradpath.relax_core import Temperature
+from gradpath.relaxation import positive
 from gradpath.stage import Stage
 
 
@@ -84,7 +85,7 @@ class SelectPlan(Stage):
                 f'SelectPlan: estimator "{estimator}" is not known; it is one of relaxed, score_function'
             )
         self.estimator, self.tau = estimator, tau
-        temperature(tau, "SelectPlan")
+        positive(tau, "SelectPlan")
         self.contract = Contract(
             inputs={"plans": "B N T M", "costs": "B N", "generator": "generator"},
             outputs={"plan": "B T M", "weights": "B N", "log_probability": "B"},
@@ -102,7 +103,7 @@ class SelectPlan(Stage):
                 f"SelectPlan: the costs of world {int(bad.nonzero()[0])} are {costs[bad][0].tolist()}; one is NaN, "
                 "or no plan is possible: offer one that is, such as standing still"
             )
-        scores = -costs / temperature(self.tau, "SelectPlan")
+        scores = -costs / positive(self.tau, "SelectPlan")
         log_probability = torch.log_softmax(scores, -1)
         if self.estimator == "relaxed":
             weights = relax.one_hot(scores)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gradpath import relax
 from gradpath.errors import InputError, NonFiniteError, ShapeError
-from gradpath.relax_core import Temperature, temperature
+from gradpath.relax_core import Temperature
+from gradpath.relaxation import positive
 
 Objective = Callable[[Tensor], Tensor]
 """Controls (K, B, T, m) to costs (K, B); a `Shooting`."""
@@ -66,7 +67,7 @@ def mppi(
     Gradients: through the costs and the candidates, of the noise that was drawn.
     References: Williams et al. 2017, Model Predictive Path Integral Control.
     """
-    t = temperature(tau, "mppi")
+    t = positive(tau, "mppi")
     mean = controls
     for _ in range(_check("mppi", samples, rounds, low, high, controls)):
         candidates = _draw(mean, std, samples, generator, low, high)
@@ -112,7 +113,7 @@ def cem(
     Gradients: through the costs, the candidates, and which of them count; of the noise that was drawn.
     References: Amos, Yarats 2020, The Differentiable Cross-Entropy Method.
     """
-    t = temperature(tau, "cem")
+    t = positive(tau, "cem")
     if not 1 <= elites < samples:
         raise InputError(f"cem: elites are from 1 to {samples - 1} of {samples} samples, got {elites}")
     mean, spread = controls, std
