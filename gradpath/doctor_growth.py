@@ -48,10 +48,11 @@ def instability(exam: Exam) -> list[Finding]:
     jumps = (logs[:-1, world] - logs[1:, world]).nan_to_num(-math.inf)
     exponent = forward / steps
     per_second = {} if case.rollout.dt is None else {"Lyapunov exponent [1/s]": exponent / case.rollout.dt}
+    growing = int((growth > math.log(MOST_GROWTH)).sum())
     return [
         Finding(
             "unstable training",
-            "error",
+            "error" if growing > 0.5 * len(growth) else "warning",  # a few can be clipped, most cannot
             f"the gradient of the carry grows by a factor of {math.exp(float(growth[world])):.2g} from step "
             f"{middle} back to step {first} in world {world}, and a small change of the state by "
             f"{math.exp(forward):.2g} over as many: a few worlds and steps drown all others",
@@ -66,7 +67,8 @@ def instability(exam: Exam) -> list[Finding]:
                 "growth per step": float(growth[world]) / steps,
                 "Lyapunov exponent per step": exponent,
                 **per_second,
-                "worlds that grow": int((growth > math.log(MOST_GROWTH)).sum()),
+                "worlds that grow": growing,
+                "worlds": len(growth),
             },
         )
     ]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradpath.diagnosis import Finding
+from gradpath.directions import Directions
 from gradpath.doctor_case import NotMade
 from gradpath.doctor_exam import Exam
 from gradpath.errors import GradpathError
+from gradpath.intervals import cosine_interval
 from gradpath.mismatch import mismatch
 from gradpath.mismatch_report import END_TO_END, Gap, Mismatch
+from gradpath.mismatch_runs import Runs
 from gradpath.mode import mode
+from gradpath.rollout import Rollout
 from gradpath.specs import tensors
 from gradpath.trajectory import Trajectory
 
@@ -38,6 +45,12 @@ is certain at 95 %."""
 SAMPLES = 8
 """Random directions of each cosine."""
 
+STD = 0.01
+"""Radius within which the hard loss is looked at, in root mean squares of the parameters."""
+
+NEAR = 1e-2
+"""Share of that radius within which the soft loss has to follow its gradient."""
+
 _RELAXED = ("relaxed", "straight_through", "surrogate")
 
 
@@ -47,13 +60,13 @@ def invalid(exam: Exam) -> list[Finding]:
     measured = _measured(exam)
     for name in measured.operations:
         gap = measured[name]
-        what = _invalid(gap)
+        what = _misled(exam, gap) or _invalid(gap)
         if what is not None:
             stage, operation = _split(exam, name)
             found.append(
                 Finding(
                     "invalid relaxation",
-                    "warning" if gap.cosine is None or not gap.cosine.high < WRONG_COSINE else "error",
+                    "error" if "points away" in what else "warning",
                     f"at temperature {gap.temperature:.3g} {what}",
                     "lower its temperature (relax.Anneal does it over training), scale its input so that the "
                     'temperature is small beside it, or train in gp.mode("straight_through")',
@@ -122,19 +135,45 @@ def _measured(exam: Exam) -> Mismatch:
 
 
 def _mismatch(exam: Exam, samples: int) -> Mismatch:
+    exam.case.restart()
+    generator = torch.Generator().manual_seed(0)
+    rollout, batch, loss = _task(exam)
+    return mismatch(rollout, batch, loss, (), samples=samples, std=STD, generator=generator)
+
+
+def _task(exam: Exam) -> tuple[Rollout, dict[str, Any], Callable[[Trajectory], Tensor]]:
+    """The model with its whole gradient, for what decay and cut leave out is not the relaxation's."""
     case = exam.case
 
-    def loss(trajectory: Trajectory) -> torch.Tensor:
+    def loss(trajectory: Trajectory) -> Tensor:
         return case.losses.by_world(case.outcome(trajectory))
 
-    case.restart()
-    generator = torch.Generator().manual_seed(0)
-    return mismatch(case.rollout, case.fresh(), loss, (), samples=samples, generator=generator)
+    return Rollout(**{**case.rollout.config, "decay": None, "cut": None}), case.fresh(), loss
+
+
+def _misled(exam: Exam, gap: Gap) -> str | None:
+    if gap.cosine is None or not gap.cosine.high < WRONG_COSINE or _is_rough(exam):
+        return None
+    return f"its gradient points away from that of the loss with the hard operation, cosine {gap.cosine}"
+
+
+def _is_rough(exam: Exam) -> bool:
+    """Whether the gradient is right close by, and the soft loss by itself goes another way within the radius.
+
+    Then no relaxation is to blame: the loss is rough at that scale, as it is where a loop is unstable.
+    """
+    runs = Runs(*_task(exam))
+    cosines = []
+    for std in (STD, NEAR * STD):
+        generator = torch.Generator().manual_seed(0)
+        directions = Directions.draw(runs, None, SAMPLES, std, generator)
+        assert directions is not None  # something is trained, or there would be no cosine
+        cosines.append(cosine_interval(directions.slopes("soft", 1.0), directions.changes(None, "soft", 1.0)))
+    around, close = cosines
+    return around.value < 0.5 < close.value
 
 
 def _invalid(gap: Gap) -> str | None:
-    if gap.cosine is not None and gap.cosine.high < WRONG_COSINE:
-        return f"its gradient points away from that of the loss with the hard operation, cosine {gap.cosine}"
     if gap.decisions is not None and gap.decisions > MOST_DECISIONS:
         return f"{gap.decisions:.0%} of the decisions read off its soft value are others than the hard ones"
     if gap.distance > MOST_DISTANCE:

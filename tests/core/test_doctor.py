@@ -16,7 +16,9 @@ from gradpath import cli, relax
 from gradpath.diagnosis import Check, Diagnosis, Finding
 from gradpath.doctor import FAILURES, doctor
 from gradpath.doctor_case import Case
+from gradpath.doctor_exam import Exam
 from gradpath.doctor_memory import available
+from gradpath.doctor_relaxation import _is_rough
 from gradpath.doctor_state import SingleDraws
 from gradpath.doctor_trace import fingerprint
 from gradpath.errors import InputError, LoadError, WireError
@@ -226,6 +228,21 @@ def test_a_relaxation_whose_gradient_points_the_wrong_way_is_an_error():
     found = doctor(rollout(Backwards()), batch(), LOSSES).of("invalid relaxation")
     assert [(f.stage, f.value, f.severity) for f in found] == [("policy", "wrong", "error")]
     assert found[0].numbers["cosine"] < -0.9
+
+
+class Rippled(Loose):
+    """Smooth close by, and rough at the radius within which the hard loss is looked at."""
+
+    def forward(self, state, goal):
+        force = Policy.forward(self, state, goal)
+        return force + 0.3 * torch.sin(1000.0 * force)
+
+
+def test_a_rough_loss_is_not_blamed_on_a_relaxation():
+    losses = gp.Losses(effort=(1.0, lambda force: force.square().sum(-1), "policy.force"))
+    for policy, rough in ((Rippled(), True), (Backwards(), False), (Loose(), False)):
+        exam = Exam(Case(rollout(policy, length=1), batch(), losses), {})
+        assert _is_rough(exam) == rough
 
 
 def test_terminal_losses_of_a_damped_system_starve_its_early_steps():

@@ -125,7 +125,7 @@ def test_growth_through_time_is_named_with_its_exponent():
     found = examine(rollout(options, encode=Chaotic(**ENCODER)), given)
     finding = found.of("unstable training")[0]
     assert finding.stage == "encode" and finding.value == "encode.memory"
-    assert finding.world in range(3) and finding.step in range(12)
+    assert finding.world in range(3) and finding.step in range(12) and finding.severity == "error"
     assert finding.numbers["Lyapunov exponent per step"] == pytest.approx(math.log(2.0), rel=0.3)
 
 
