@@ -26,7 +26,11 @@ MODULES = dict(MODULES.values())
 MAX_STACK = {"float32": 512, "float64": 2048}
 
 
-@pytest.mark.parametrize("name", MODULES)
+def _parameter(name: str):
+    return pytest.param(name, marks=pytest.mark.slow if "float64" in name else ())
+
+
+@pytest.mark.parametrize("name", map(_parameter, MODULES))
 def test_kernel_compiles_and_fits(name, record_property):
     entries = kernel_resources(MODULES[name], arch=90)
     assert entries
