@@ -81,15 +81,21 @@ def failures(found):
     return [finding.failure for finding in found.findings]
 
 
-def test_at_most_one_false_alarm_over_twenty_random_healthy_pipelines():
+@pytest.mark.parametrize(
+    ("seeds", "allowed"),
+    [(range(100, 120), 1), pytest.param(range(400, 600), 5, marks=pytest.mark.slow)],
+    ids=["twenty", "two hundred"],
+)
+def test_at_most_one_false_alarm_over_twenty_random_healthy_pipelines(seeds, allowed):
+    """Thresholds were chosen on other seeds; what two hundred may have is half of one in twenty."""
     alarms = []
-    for seed in range(100, 120):
+    for seed in seeds:
         example = healthy(seed)
         found = doctor(example.model, example.batch, example.losses, irrelevant=["tag"], relevant=["goal"])
         alarms += [f"{example.text}\n{found.table()}"] * len(found.findings)
         made = {check.failure for check in found.checks if not check.skipped}
         assert {"gradient starvation", "poor credit assignment", "shortcut learning"} <= made, found.table()
-    assert len(alarms) <= 1, "\n\n".join(alarms)
+    assert len(alarms) <= allowed, "\n\n".join(alarms)
 
 
 @pytest.mark.parametrize("memory", ["all", 2, "100kB"])
