@@ -107,6 +107,8 @@ class Op:
         backward: Optional factory of a hand-written adjoint kernel, launched over the same axes. Arguments:
             inputs, constants, outputs, gradients of the float outputs, zeroed gradients of the float inputs.
         samples: `samples(batch)` gives float64 example inputs for the gradient tests.
+        helpers: Factories of kernels without a gradient that prepare its inputs; registered along, so that they are
+            compiled and measured with it.
     Raises:
         InputError: a spec cannot be read, or the name is taken.
     Gradients: exact with respect to every float input; once differentiable.
@@ -123,6 +125,7 @@ class Op:
         constants: Mapping[str, Any] | None = None,
         backward: Factory | None = None,
         samples: Callable[[int], dict[str, Any]] | None = None,
+        helpers: Sequence[Factory] = (),
     ):
         self.name = name
         self.make = make
@@ -141,7 +144,8 @@ class Op:
                 raise InputError(
                     f'op "{name}": axis {dim!r} is in no input, so its size is unknown; add it to one'
                 )
-        register(name, kernels=[make] if backward is None else [make, backward], fn=self, samples=samples)
+        factories = [make, *helpers] if backward is None else [make, backward, *helpers]
+        register(name, kernels=factories, fn=self, samples=samples)
 
     def __call__(self, *tensors: torch.Tensor, **named: Any) -> Any:
         """Run the kernel; inputs in order or by name, constants by name.

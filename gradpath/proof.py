@@ -119,7 +119,9 @@ def _differences(
     seeds: list[list[Tensor]],
 ) -> list[list[Tensor]]:
     """Central differences of the outputs' inner product with each seed, [seed][input] of the inputs' shapes."""
-    found = [[torch.zeros_like(value) for value in values] for _ in seeds]
+    found = [
+        [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in values] for _ in seeds
+    ]
     with torch.no_grad():
         for position, value in enumerate(values):
             for index in range(value.numel()):

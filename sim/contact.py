@@ -24,6 +24,7 @@ from gradpath.sim.contact_geometry import make_find_faces, make_place_contacts
 from gradpath.sim.contact_kernels import make_press_contacts, make_rub_contacts
 from gradpath.sim.contact_pairs import Probes, all_pairs, bounding_radius, may_touch, near_pairs, pack
 from gradpath.sim.contact_samples import contact_samples, press_samples, rub_samples
+from gradpath.sim.contact_sweep import make_sweep
 from gradpath.sim.shapes import Shapes
 
 _REACH = 20.0  # widths apart beyond which a pair is not looked at: the force is 2e-9 of what it is in touch
@@ -50,6 +51,7 @@ place_contacts = kernels.Op(
     },
     launch="B C",
     samples=contact_samples,
+    helpers=[make_find_faces, make_sweep],
 )
 
 press_contacts = kernels.Op(

@@ -30,7 +30,7 @@ def _parameter(name: str):
     return pytest.param(name, marks=pytest.mark.slow if "float64" in name else ())
 
 
-@pytest.mark.parametrize("name", map(_parameter, MODULES))
+@pytest.mark.parametrize("name", [_parameter(name) for name in MODULES])
 def test_kernel_compiles_and_fits(name, record_property):
     entries = kernel_resources(MODULES[name], arch=90)
     assert entries

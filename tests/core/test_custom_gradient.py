@@ -4,11 +4,20 @@ import pytest
 import torch
 
 import gradpath as gp
-from gradpath import cli
+from gradpath import cli, distances, perception, planners, render, sim
 from gradpath.kernel_registry import registry
 from gradpath.proof import prove
 
 F64 = torch.float64
+
+
+AREAS = (
+    distances,
+    perception,
+    planners,
+    render,
+    sim,
+)  # importing them registers their operations, before any test
 
 
 @pytest.fixture(autouse=True)
