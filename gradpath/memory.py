@@ -220,9 +220,9 @@ MemoryLike = int | str | Memory
 
 
 def measure(loop: Loop, store: Store | None = None) -> StepCost:
-    """Measure what one step costs, by taping and reversing the first two; leaves everything as it was.
+    """Measure what one step costs, by running the first two; leaves everything as it was.
 
-    The second step tells what each further one adds. The first would count caches that are made once. What both
+    The second step tells what each further one takes. The first would count caches that are made once. What both
     gave is kept as checksums: the loop refuses a step that gives another value when it runs.
 
     Raises:
@@ -252,43 +252,43 @@ def measure(loop: Loop, store: Store | None = None) -> StepCost:
 
 
 def _measured(loop: Loop, count: int, meter: Meter, store: Store | None) -> StepCost:
-    segments, taped = [], [meter.live]
+    segment = None
     carry = [tree.detach(leaf) for leaf in loop.carry.leaves]
     for step in range(count):
         if step and not loop.goes_on(step, carry):
             break
-        older = carry
-        meter.peak = meter.live
+        older, segment = carry, None  # two tapes at once might be more than the budget
+        before = meter.peak = meter.live
         start = time.perf_counter()
-        segments.append(loop.tape(step, carry, as_later=True)[0])
+        segment = loop.tape(step, carry, as_later=True)[0]
         forward_seconds = time.perf_counter() - start
-        carry = segments[-1].detached_carry()
+        carry = segment.detached_carry()
+        taped, forward_bytes = meter.live, meter.peak - before
         with meter.ignoring():
-            loop.repeats.check(step, [*carry, *segments[-1].ys])
-        taped.append(meter.live)
-    count = len(segments)
-    forward_bytes = meter.peak - taped[-2]
+            loop.repeats.check(step, [*carry, *segment.ys])
+    assert segment is not None
     state = loop.effects.snapshot(carry)
     carry_bytes = storage_bytes(state.tensors, beside=older)
     working_bytes = storage_bytes(tree.tensors(carry), beside=older)
     with meter.ignoring(), torch.no_grad():
         store_seconds = None if store is None else _seconds_to_store(store, state)
-        y_grads = [_zeros(y, count) for y in segments[-1].ys]
+        y_grads = [_zeros(y, count) for y in segment.ys]
     with torch.no_grad():
         adjoint = [torch.zeros_like(leaf) if tree.is_differentiable(leaf) else None for leaf in carry]
     del state, carry, older
     sums = Sums(adjoint, y_grads, count, loop.decay, uncounted=meter.ignoring)
     del adjoint
-    reverse_bytes = 0
+    segments = [segment]
+    del segment
     with torch.no_grad():
-        for step in reversed(range(count)):
-            meter.peak = meter.live
-            start = time.perf_counter()
-            loop.reverse(segments.pop(), sums)
-            reverse_seconds = time.perf_counter() - start
-            reverse_bytes = max(reverse_bytes, meter.peak - taped[step + 1])
+        meter.peak = meter.live
+        start = time.perf_counter()
+        loop.reverse(segments.pop(), sums)
+        reverse_seconds = time.perf_counter() - start
+    # In a longer loop there are sums of the gradients of earlier steps beside those of this one.
+    reverse_bytes = meter.peak - taped + (storage_bytes(sums.shared) if loop.length > 1 else 0)
     return StepCost(
-        carry_bytes, max(0, taped[-1] - taped[-2]), forward_bytes, max(0, reverse_bytes),
+        carry_bytes, max(0, taped - before), forward_bytes, max(0, reverse_bytes),
         forward_seconds, reverse_seconds, store_seconds, working_bytes,
     )  # fmt: skip
 

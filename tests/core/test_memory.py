@@ -131,6 +131,23 @@ def test_a_large_budget_keeps_everything_and_a_small_one_is_refused_with_the_sma
         run(Network, f"{least - 1}B")
 
 
+def test_measuring_a_step_keeps_the_budget_too():
+    memory = Memory("1GB")
+    weight = torch.randn(64, 64, requires_grad=True)
+
+    def step(h, x):
+        return torch.tanh(torch.tanh(torch.tanh(h @ weight).sin()).exp()), None
+
+    def gradient(memory):
+        scan(step, torch.ones(500, 64), length=30, memory=memory)[0].sum().backward()
+
+    gradient(memory)
+    limit = memory.plan.cost.peak(1, 1)
+    with Meter() as meter:
+        gradient(f"{limit}B")
+    assert meter.peak <= 1.05 * limit
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_no_other_slots_and_chunk_that_fit_need_fewer_steps(seed):
     generator = torch.Generator().manual_seed(seed)
