@@ -38,8 +38,8 @@ class Memory(Configured):
     memory.plan.peak, memory.tally.peak        # predicted and measured, bytes
     ```
 
-    A budget is turned into a plan by measuring one step before the first loop of its kind: two steps are taped and
-    reversed, with all they change put back. A `Memory` remembers this for later loops with the same shapes and
+    A budget is turned into a plan by measuring one step before the first loop of its kind: two steps run and
+    one is reversed, with all they change put back. A `Memory` remembers this for later loops with the same shapes and
     settings, where a plain `"200MB"` measures anew in each call of `scan`.
 
     A loop that is very long has a second place for its states: `folder` on a disk, or with `host` the memory beside
