@@ -75,7 +75,8 @@ class ModelBuilder:
             com: Centre of mass in the frame of the body [m].
             inertia: About the centre of mass, diagonal or 3 x 3 [kg m^2].
             mimics: Name of a hinge or slide whose position this one follows as `ratio * q + offset`.
-            ratio, offset: See `mimics`; without it, how the position of the joint is counted.
+            ratio: See `mimics`; without it, a factor on how the position of the joint is counted.
+            offset: See `mimics`; without it, where that count begins.
             home: Coordinates at rest; zero by default.
             **dofs: Numbers for each freedom of the joint: `armature`, `damping`, `dry_friction`, and for a hinge or
                 slide `stiffness`, `rest`, `lower`, `upper`, `limit_stiffness`, `limit_dissipation`, `limit_width`.
@@ -186,7 +187,11 @@ class ModelBuilder:
             joint: Name of the joint.
             name: Name of the actuator; that of the joint by default.
             freedom: Which freedom of the joint it acts on.
-            gear, gain, bias, control_range, force_range: See `Model`.
+            gear: Torque or force on the joint per force of the actuator.
+            gain: Force per control.
+            bias: Force without control, per joint position and per joint velocity (both times gear).
+            control_range: Least and largest control.
+            force_range: Least and largest force.
         """
         self._parts.actuators.append(
             {

@@ -101,10 +101,14 @@ class Shapes:
         """Build shapes that may all touch each other, in the frames of their bodies by default.
 
         Args:
-            kind, body, mesh, heights, exclude: See the attributes.
+            kind: What each shape is.
+            body: Index of the body that each is fixed to; `WORLD` for what does not move.
             size: Shape (G, 3) or (B, G, 3); a list is taken as float64.
             pose: Shape (G, 7) or (B, G, 7); the identity by default.
             friction: A number or shape (G,) or (B, G).
+            mesh: Mesh of each shape that is one.
+            heights: Heights of each shape that is a field of them.
+            exclude: Pairs of bodies that do not touch each other.
         Raises:
             ShapeError: not one of each for every shape.
         """
