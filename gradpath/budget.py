@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from gradpath.errors import BudgetError
 from gradpath.schedule import (
     Schedule,
-    binomial,
     chunked,
     cost_of_periods,
     extra_steps,
@@ -155,11 +154,10 @@ def choose(length: int, limit: int, cost: StepCost) -> BudgetPlan:
 
 def choose_stored(length: int, snapshots: int, cost: StepCost) -> BudgetPlan:
     """Return the plan with so many states in memory, and as many in the second place as save time."""
-    plain = binomial(length, snapshots)
-    found = [_Candidate(plain.extra_steps, 0, cost.peak(snapshots, 1), snapshots, 1)]
+    found = [_Candidate(extra_steps(length, snapshots, 1), 0, cost.peak(snapshots, 1), snapshots, 1)]
     found += _stored(length, cost, lambda period: min(period, snapshots))
     best = min(found, key=lambda candidate: candidate.price(cost))
-    return BudgetPlan(None, cost, snapshots, 1, best.schedule(length) if best.period else plain)
+    return BudgetPlan(None, cost, best.slots, 1, best.schedule(length))
 
 
 def choose_slots(limit: int, cost: StepCost) -> int:

@@ -24,7 +24,6 @@ class Watcher:
         self.title = bar
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._done = 0
 
     def ran(self, step: int) -> None:
         """A step of the forward pass is done."""
@@ -35,14 +34,14 @@ class Watcher:
     def passed(self, length: int) -> None:
         """The forward pass is done, after so many steps."""
         self.length = length
-        self._close("forward")
+        self._close()
 
     def reversed(self, step: int) -> None:
         """The gradient of a step is done."""
         assert self.length is not None
         self._show("backward", self.length - 1 - step)
         if step == 0:
-            self._close("backward")
+            self._close()
 
     def stop(self) -> None:
         """Take the bar away, done or not."""
@@ -65,7 +64,7 @@ class Watcher:
             self._task = self._bar.add_task(f"{self.title} {which}", total=self.length)
         self._bar.update(self._task, completed=number + 1)
 
-    def _close(self, which: str) -> None:
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.update(self._task, total=self.length)
         self.stop()

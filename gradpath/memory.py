@@ -278,7 +278,7 @@ def _measured(loop: Loop, count: int, meter: Meter, store: Store | None) -> Step
     del state, carry, older
     sums = Sums(adjoint, y_grads, count, loop.decay, uncounted=meter.ignoring)
     del adjoint
-    segments = [segment]
+    segments = [segment]  # popped below, so that nothing here holds on to the tape
     del segment
     with torch.no_grad():
         meter.peak = meter.live
