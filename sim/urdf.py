@@ -204,7 +204,7 @@ class _Reader:
         else:
             return
         if isinstance(mesh, TriangleMesh):  # has no colours of its own, nor coordinates for an image
-            colour, skin = colour or GREY, None
+            colour, skin = GREY if colour is None else colour, None
         self.builder.add_visual(
             link, mesh, pose=_pose(item.origin), scale=scale, colour=colour, skin=skin, name=item.name or ""
         )

@@ -182,6 +182,7 @@ URDF = """
     <visual><origin xyz="0 0 1"/><geometry><mesh filename="part.obj" scale="-1 1 1"/></geometry>
       <material name="sign"><texture filename="sign.png"/></material></visual>
     <visual><origin xyz="0 0 2"/><geometry><sphere radius="0.3"/></geometry></visual>
+    <visual><origin xyz="0 0 3"/><geometry><box size="1 1 1"/></geometry><material name="green"/></visual>
   </link>
 </robot>
 """
@@ -238,7 +239,7 @@ def test_colours_and_textures_of_urdf_files(folder):
     model = sim.load(folder / "signs.urdf")
     assert colour_at(model, 0.2, -1.0) == [0.2, 0.4, 0.8]  # of the mesh's own file
     assert colour_at(model, 0.2, 0.0) == [0.0, 1.0, 0.0]  # the material goes before it
-    assert colour_at(model, 0.0, 2.0) == [0.7, 0.7, 0.7]
+    assert colour_at(model, 0.0, 2.0) == [0.7, 0.7, 0.7] and colour_at(model, 0.1, 3.1) == [0.0, 1.0, 0.0]
     corners = {
         (-0.25, 1.2): [0, 1, 0],
         (0.25, 1.2): [1, 0, 0],
