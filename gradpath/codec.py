@@ -38,7 +38,7 @@ class Encoder:
 
         Args:
             value: Numbers, text, None, lists, tuples, dicts, enums, paths, tensors, arrays, dtypes, devices,
-                stages and other `Configured` objects, dataclasses, named tuples.
+                stages and other `Configured` objects, dataclasses, named tuples, sets.
             path: Where the value is, dotted: the name of a tensor and of the place in errors.
 
         Raises:
@@ -64,6 +64,9 @@ class Encoder:
             return {"$path": str(value)}
         if isinstance(value, tuple) and not hasattr(value, "_fields"):
             return {"$tuple": self._items(value, path)}
+        if isinstance(value, (set, frozenset)):
+            kind = "$set" if isinstance(value, set) else "$frozenset"
+            return {kind: self._items(sorted(value, key=repr), path)}  # an order that is the same every time
         return self._once(value, path)
 
     def _items(self, values: Sequence[Any], path: str) -> list[Any]:
@@ -207,6 +210,8 @@ class Decoder:
 _READERS: dict[str, Callable[[Decoder, Any], Any]] = {
     "$float": lambda decoder, text: float(text),
     "$tuple": lambda decoder, items: tuple(decoder.decode(item) for item in items),
+    "$set": lambda decoder, items: {decoder.decode(item) for item in items},
+    "$frozenset": lambda decoder, items: frozenset(decoder.decode(item) for item in items),
     "$dict": lambda decoder, pairs: {decoder.decode(key): decoder.decode(item) for key, item in pairs},
     "$counter": lambda decoder, pairs: Counter({decoder.decode(key): item for key, item in pairs}),
     "$dtype": lambda decoder, name: getattr(torch, name),

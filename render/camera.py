@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradpath.contract import Contract
 from gradpath.errors import InputError
-from gradpath.geometry import check_poses, check_scales, pose_compose
+from gradpath.geometry import check_poses, pose_compose
 from gradpath.render.instances import place
 from gradpath.render.rasterize import rasterize
 from gradpath.render.scene import Scene
@@ -43,7 +43,7 @@ class DepthCamera(Stage):
     """A pinhole depth camera on a moving body, over a scene whose instances have poses and scales per world.
 
     Args:
-        scene: The meshes and their number of instances.
+        scene: The meshes and their number of instances; without links of robots, which `Camera` draws.
         height: Rows of the image.
         width: Columns of the image.
         field_of_view: Horizontal angle of view [rad].
@@ -60,14 +60,11 @@ class DepthCamera(Stage):
         surfaces. `gp.mode` chooses.
 
     Raises:
-        InputError: when called, a pose that is none, or a scale that is not positive; not looked for on a GPU.
+        InputError: links in the scene; when called, a pose that is none, or a scale that is not positive; these are not
+            looked for on a GPU.
+        ShapeError: when called, another number of instances than the scene has.
     """
 
-    contract = Contract(
-        inputs={"pose": "B 7", "obstacles": {"pose": "B I 7", "scale": "B I 3"}},
-        outputs={"depth": "B 1 H W", "alpha": "B 1 H W"},
-        gradient="relaxed",
-    )
     vertices: Tensor
     owner: Tensor
     intrinsics: Tensor
@@ -86,7 +83,18 @@ class DepthCamera(Stage):
         silhouette: str = "edge",
     ):
         super().__init__()
-        self.height, self.width = height, width
+        if scene.bodies:
+            raise InputError(
+                f"a DepthCamera draws meshes, and the scene has {len(scene.bodies)} links of a robot; use "
+                'render.Camera(scene, ("depth", "alpha"))'
+            )
+        count = scene.placed
+        self.contract = Contract(
+            inputs={"pose": "B 7", "obstacles": {"pose": f"B {count} 7", "scale": f"B {count} 3"}},
+            outputs={"depth": f"B 1 {height} {width}", "alpha": f"B 1 {height} {width}"},
+            gradient="relaxed",
+        )
+        self.scene, self.height, self.width = scene, height, width
         self.near, self.far, self.sigma, self.silhouette = near, far, sigma, silhouette
         default = torch.get_default_dtype()
         self.register_buffer("vertices", scene.vertices.to(default), persistent=False)
@@ -98,12 +106,9 @@ class DepthCamera(Stage):
     def forward(self, pose: Tensor, obstacles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Render one image per world."""
         check_poses(pose, "camera")
-        check_poses(obstacles["pose"], "camera, obstacles")
-        check_scales(obstacles["scale"], "camera, obstacles")
+        poses, scales = self.scene.place(obstacles, None, "camera")
         camera = pose_compose(pose, self.mount.to(pose.dtype))
-        points = place(
-            self.vertices.to(pose.dtype), self.owner, obstacles["pose"], obstacles["scale"], camera
-        )
+        points = place(self.vertices.to(pose.dtype), self.owner, poses, scales, camera)
         image = rasterize(
             points,
             self._topology(points.device),

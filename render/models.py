@@ -1,5 +1,6 @@
 """Meshes with their materials from files: OBJ with MTL, GLB, and what else trimesh reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from gradpath.errors import InputError
+from gradpath.errors import InputError, ShapeError
 from gradpath.meshes import TriangleMesh
 from gradpath.render.attributes import Attribute
 from gradpath.render.shading import Look
@@ -50,43 +51,111 @@ class Model:
             parts = [part for part in scene.dump() if len(getattr(part, "faces", ())) > 0]
         except Exception as error:  # the readers of trimesh raise whatever their format raises
             raise InputError(f"model file {str(path)!r} cannot be read: {error}; re-export it") from error
-        if not parts:
+        models = [model for part in parts if (model := _read(part, path, scale)) is not None]
+        if not models:
             raise InputError(f"model file {str(path)!r} holds no triangles; export it with faces")
-        return _join([_Part.of(part, path) for part in parts], scale)
+        return cls.merge(models)
+
+    @classmethod
+    def merge(cls, models: Sequence["Model"]) -> "Model":
+        """Join models into one, vertices and faces in order; nothing is welded.
+
+        Raises:
+            InputError: the list is empty.
+            ShapeError: colours or coordinates per world, with an axis B; models have one look for all.
+        """
+        mesh = TriangleMesh.merge([model.mesh for model in models])
+        parts = [_Look.of(model) for model in models]
+        colour = _stack([part.colour for part in parts])
+        uv = _stack([part.uv for part in parts]) if any(m.look.uv is not None for m in models) else None
+        if not any(part.textures for part in parts):
+            return cls(mesh, Look(colour, uv))
+        starts = np.cumsum([0, *(len(part.textures) for part in parts[:-1])]).tolist()
+        texture_of = torch.cat(
+            [
+                torch.where(part.texture_of < 0, -1, part.texture_of + start)
+                for part, start in zip(parts, starts, strict=True)
+            ]
+        )
+        textures = [texture for part in parts for texture in part.textures]
+        return cls(mesh, Look(colour, uv, textures, texture_of))
 
 
 @dataclass
-class _Part:
-    """One part of a file, over its own vertices."""
+class _Look:
+    """A look with nothing left out: a row for each corner, a texture, or none, for each face."""
 
-    vertices: np.ndarray  # (V, 3)
-    faces: np.ndarray  # (F, 3)
-    colours: np.ndarray  # (V, 3), or (3 F, 3) where colours belong to faces
-    colour_index: np.ndarray  # (F, 3)
-    uv: np.ndarray  # (V, 2)
-    image: np.ndarray | None  # (H, W, 3)
+    colour: Attribute
+    uv: Attribute
+    textures: list[Texture]
+    texture_of: Tensor  # (F,)
 
     @staticmethod
-    def of(part: Any, path: Path) -> "_Part":
-        vertices, faces = np.asarray(part.vertices), np.asarray(part.faces)
-        colours, index = np.ones((len(vertices), 3)), faces
-        uv, image = np.zeros((len(vertices), 2)), None
-        visual = part.visual
-        if visual.kind == "vertex":
-            colours = np.asarray(visual.vertex_colors)[:, :3] / 255.0
-        elif visual.kind == "face":
-            colours = np.repeat(np.asarray(visual.face_colors)[:, :3] / 255.0, 3, axis=0)
-            index = np.arange(3 * len(faces)).reshape(-1, 3)
-        elif visual.kind == "texture":
-            colours = colours * _factor(visual.material)
-            image = _image(visual.material)
-            if image is not None and visual.uv is None:
-                raise InputError(
-                    f"model file {str(path)!r} has a texture, but no texture coordinates; re-export it"
-                )
-            if visual.uv is not None:
-                uv = np.asarray(visual.uv)[:, :2]
-        return _Part(vertices, faces, colours, index, uv, image)
+    def of(model: Model) -> "_Look":
+        look, faces = model.look, model.mesh.faces
+        count = len(model.mesh.vertices)
+        default = 0 if look.textures else -1
+        texture_of = torch.full((len(faces),), default) if look.texture_of is None else look.texture_of
+        return _Look(
+            colour=_indexed(torch.ones(count, 3) if look.colour is None else look.colour, faces),
+            uv=_indexed(torch.zeros(count, 2) if look.uv is None else look.uv, faces),
+            textures=look.textures,
+            texture_of=texture_of,
+        )
+
+
+def _indexed(values: Tensor | Attribute, faces: Tensor) -> Attribute:
+    """The attribute with an index of its own."""
+    given = values if isinstance(values, Attribute) else Attribute(values)
+    if given.values.ndim != 2:
+        raise ShapeError(
+            f"models to merge have one look for all worlds, shape (A, C), got {tuple(given.values.shape)}"
+        )
+    return Attribute(given.values, faces if given.index is None else given.index)
+
+
+def _stack(attributes: Sequence[Attribute]) -> Attribute:
+    """Rows below rows."""
+    starts = np.cumsum([0, *(len(attribute.values) for attribute in attributes[:-1])]).tolist()
+    index = [attribute.index + start for attribute, start in zip(attributes, starts, strict=True)]
+    return Attribute(
+        torch.cat([attribute.values.float() for attribute in attributes]), torch.cat(index).int()
+    )
+
+
+def _read(part: Any, path: Path, scale: float) -> Model | None:
+    """One part of a file; None where none of its faces has an area."""
+    vertices, faces = np.asarray(part.vertices) * scale, np.asarray(part.faces)
+    colours, rows = torch.ones(1, 3), np.zeros_like(faces)
+    uv, image = None, None
+    visual = part.visual
+    if visual.kind == "vertex":
+        colours, rows = _tensor(np.asarray(visual.vertex_colors)[:, :3] / 255.0), faces
+    elif visual.kind == "face":
+        colours = _tensor(np.asarray(visual.face_colors)[:, :3] / 255.0)
+        rows = np.repeat(np.arange(len(faces))[:, None], 3, axis=1)
+    elif visual.kind == "texture":
+        colours = _tensor(_factor(visual.material))[None]
+        image = _image(visual.material)
+        if visual.uv is not None:
+            uv = _tensor(np.asarray(visual.uv)[:, :2])
+        elif image is not None:
+            raise InputError(
+                f"model file {str(path)!r} has a texture, but no texture coordinates; re-export it"
+            )
+    # Formats repeat a vertex for each of its normals and texture coordinates.
+    unique, inverse = np.unique(vertices, axis=0, return_inverse=True)
+    welded = inverse.reshape(-1)[faces]
+    kept = (welded[:, 0] != welded[:, 1]) & (welded[:, 1] != welded[:, 2]) & (welded[:, 2] != welded[:, 0])
+    if not kept.any():
+        return None
+    mesh = TriangleMesh(_tensor(unique), _rows(welded[kept]))
+    look = Look(
+        Attribute(colours, _rows(rows[kept])),
+        None if uv is None else Attribute(uv, _rows(faces[kept])),
+        None if image is None else Texture(_tensor(image)),
+    )
+    return Model(mesh, look)
 
 
 def _factor(material: Any) -> np.ndarray:
@@ -105,33 +174,6 @@ def _image(material: Any) -> np.ndarray | None:
         if image is not None:
             return np.asarray(image.convert("RGB"), dtype=np.float64) / 255.0
     return None
-
-
-def _join(parts: list[_Part], scale: float) -> Model:
-    vertices = np.concatenate([part.vertices for part in parts]) * scale
-    starts = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
-    faces = np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=True)])
-    # A corner of another part, or of another texture coordinate, may lie at the same place.
-    owner = np.repeat(np.arange(len(parts)), [len(part.vertices) for part in parts])
-    keyed = np.column_stack([owner, vertices])
-    unique, inverse = np.unique(keyed, axis=0, return_inverse=True)
-    welded = inverse.reshape(-1)[faces]
-    kept = (welded[:, 0] != welded[:, 1]) & (welded[:, 1] != welded[:, 2]) & (welded[:, 2] != welded[:, 0])
-    mesh = TriangleMesh(_tensor(unique[:, 1:]), torch.tensor(welded[kept], dtype=torch.int32))
-    colour_starts = np.cumsum([0, *(len(part.colours) for part in parts[:-1])])
-    colour_rows = np.concatenate(
-        [part.colour_index + start for part, start in zip(parts, colour_starts, strict=True)]
-    )
-    colour = Attribute(_tensor(np.concatenate([part.colours for part in parts])), _rows(colour_rows[kept]))
-    textured = [part for part in parts if part.image is not None]
-    if not textured:
-        return Model(mesh, Look(colour))
-    uv = Attribute(_tensor(np.concatenate([part.uv for part in parts])), _rows(faces[kept]))
-    numbers = np.cumsum([part.image is not None for part in parts]) - 1
-    chosen = [number if part.image is not None else -1 for number, part in zip(numbers, parts, strict=True)]
-    of_face = np.repeat(chosen, [len(part.faces) for part in parts])[kept]
-    textures = [Texture(_tensor(part.image)) for part in textured]
-    return Model(mesh, Look(colour, uv, textures, torch.tensor(of_face)))
 
 
 def _tensor(array: Any) -> Tensor:

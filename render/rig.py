@@ -1,4 +1,4 @@
-"""A camera stage with channels, lenses, light, and any number of cameras on one body."""
+"""A camera stage with channels, lenses, light, and any number of cameras on one body or in one hand."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gradpath.bodies import Frame
 from gradpath.contract import Contract
-from gradpath.errors import InputError
-from gradpath.geometry import check_poses, check_scales, pose_apply, pose_compose
+from gradpath.errors import InputError, ShapeError
+from gradpath.geometry import check_poses, pose_apply, pose_compose
 from gradpath.mode import current_mode, mode
 from gradpath.render.attributes import Attribute
 from gradpath.render.camera import LOOKING_AHEAD, pinhole
@@ -17,7 +18,7 @@ from gradpath.render.lenses import Lens
 from gradpath.render.lights import AmbientLight, DirectionalLight, Light
 from gradpath.render.pieces import Fragments
 from gradpath.render.rasterize import facing_normals, fragments
-from gradpath.render.scene import Scene
+from gradpath.render.scene import Scene, body_poses
 from gradpath.render.shading import Look, picture
 from gradpath.stage import Stage
 
@@ -28,9 +29,9 @@ class Camera(Stage):
     """Cameras on a moving body, over a scene whose instances have poses and scales per world; draws what is asked for.
 
     Args:
-        scene: The meshes and their number of instances.
+        scene: The meshes and their number of instances, and the links of robots.
         channels: Any of "rgb", "alpha", "depth", "normal" (camera frame), "position" (world), "instance" and "class"
-            (the probability of each instance, or of each mesh of the scene).
+            (the probability of each instance, or of each mesh of the scene and of all links).
         height: Rows of the images.
         width: Columns of the images.
         field_of_view: Horizontal angle of view [rad]; not used where `K` is given.
@@ -38,22 +39,28 @@ class Camera(Stage):
         mounts: Poses of the cameras in the body's frame (position [m], quaternion xyzw), shape (7,) for one, or (N, 7)
             for several; looking along the body's x by default.
         lens: `Distortion`, `Fisheye`, `Orthographic`; a pinhole by default.
-        look: Colours and textures over the scene's vertices, see `Scene.paint`.
+        look: Colours and textures over the scene's vertices, see `Scene.look`, the default where there are links, and
+            `Scene.paint`.
         lights: In the world frame; daylight by default.
         shading: "flat", "gouraud" or "phong".
         background: Colour of the background (3,), or an image (H, W, 3).
         near: Nearest depth drawn [m].
         far: Farthest depth drawn, and depth where nothing is [m].
         sigma: Width of soft edges [pixels].
+        on: Frame of a robot that the cameras are mounted in, such as `model.frame("hand")`; the mounts are poses in it.
 
-    Inputs: `pose`, the body in the world, (B, 7); `obstacles`, `pose` (B, I, 7) and `scale` (B, I, 3) of the instances.
+    Inputs, of which each camera has those that it needs:
+        - `pose`: the body that carries the cameras in the world, (B, 7); not with `on`.
+        - `obstacles`: `pose` (B, I, 7) and `scale` (B, I, 3) of the instances of the scene's meshes.
+        - `bodies`: poses of all bodies of the robot in the world, (B, N, 7), with links in the scene or with `on`.
     Outputs: a channel each: (B, C, H, W) with one camera, (B, N, C, H, W) with several.
-    Gradients: body pose, obstacle poses and scales, mounts, K, look and lights exact for the soft image. `gp.mode`
-        chooses between soft, hard and straight-through images.
+    Gradients: poses of the body, of obstacles and of links, scales, mounts, K, look and lights exact for the soft
+        image. `gp.mode` chooses between soft, hard and straight-through images.
 
     Raises:
         InputError: an unknown channel, mounts that are no poses; when called, a pose that is none, or a scale that is
             not positive; not looked for on a GPU.
+        ShapeError: when called, poses of another number of instances, or of too few bodies.
     """
 
     CHANNELS = ("rgb", "alpha", "depth", "normal", "position", "instance", "class")
@@ -80,6 +87,7 @@ class Camera(Stage):
         near: float = 0.05,
         far: float = 20.0,
         sigma: float = 1.0,
+        on: Frame | None = None,
     ):
         super().__init__()
         channels = (channels,) if isinstance(channels, str) else tuple(channels)
@@ -88,8 +96,10 @@ class Camera(Stage):
         default = torch.get_default_dtype()
         mounts = torch.as_tensor(mounts, dtype=default)
         check_poses(mounts.reshape(-1, 7), "camera, mounts")
+        self.scene, self.on = scene, on
         self.channels, self.height, self.width = channels, height, width
-        self.lens, self.look, self.lights, self.shading = lens, look, tuple(lights), shading
+        self.look = scene.look() if look is None and scene.bodies else look
+        self.lens, self.lights, self.shading = lens, tuple(lights), shading
         self.near, self.far, self.sigma = near, far, sigma
         self.background = torch.as_tensor(background, dtype=default)
         self.register_buffer("vertices", scene.vertices.to(default), persistent=False)
@@ -105,22 +115,37 @@ class Camera(Stage):
         several = "" if mounts.ndim == 1 else f"{len(mounts)} "
         sizes = {"rgb": 3, "alpha": 1, "depth": 1, "normal": 3, "position": 3}
         sizes |= {name: label.values.shape[-1] for name, label in self.labels.items()}
+        placed = {"pose": f"B {scene.placed} 7", "scale": f"B {scene.placed} 3"}
         self.contract = Contract(
-            inputs={"pose": "B 7", "obstacles": {"pose": "B I 7", "scale": "B I 3"}},
+            inputs={
+                **({"pose": "B 7"} if on is None else {}),
+                **({"obstacles": placed} if scene.placed else {}),
+                **({"bodies": "B N 7"} if scene.bodies or on is not None else {}),
+            },
             outputs={name: f"B {several}{sizes[name]} {height} {width}" for name in channels},
             gradient="relaxed",
         )
 
-    def forward(self, pose: Tensor, obstacles: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def constructed(self) -> None:
+        """Require every input of the contract: which ones there are depends on the scene, their defaults are none."""
+        super().constructed()
+        self._optional = frozenset()
+
+    def forward(
+        self,
+        pose: Tensor | None = None,
+        obstacles: Mapping[str, Tensor] | None = None,
+        bodies: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Render every camera of every world."""
-        check_poses(pose, "camera")
-        check_poses(obstacles["pose"], "camera, obstacles")
-        check_scales(obstacles["scale"], "camera, obstacles")
-        worlds = len(pose)
-        cameras = pose_compose(pose[:, None], self.mounts.to(pose).reshape(1, -1, 7)).reshape(-1, 7)
+        carrier = self._carrier(pose, bodies)
+        worlds = len(carrier)
+        cameras = pose_compose(carrier[:, None], self.mounts.to(carrier).reshape(1, -1, 7)).reshape(-1, 7)
         count = len(cameras) // worlds if worlds else 1
-        placed = [obstacles[part].repeat_interleave(count, dim=0) for part in ("pose", "scale")]
-        points = place(self.vertices.to(pose), self.owner, *placed, cameras)
+        placed = [
+            part.repeat_interleave(count, dim=0) for part in self.scene.place(obstacles, bodies, "camera")
+        ]
+        points = place(self.vertices.to(carrier), self.owner, *placed, cameras)
         if self.topology.faces.device != points.device:
             self.topology = self.topology.to(points.device)
         kind = current_mode()
@@ -143,6 +168,18 @@ class Camera(Stage):
             images = {name: image + (hard[name] - image).detach() for name, image in images.items()}
         shape = (worlds,) if self.mounts.ndim == 1 else (worlds, count)
         return {name: image.movedim(-1, 1).unflatten(0, shape) for name, image in images.items()}
+
+    def _carrier(self, pose: Tensor | None, bodies: Tensor | None) -> Tensor:
+        """Pose in the world of what the cameras are mounted on, (B, 7)."""
+        if self.on is None:
+            if pose is None:
+                raise ShapeError(
+                    "camera: pose: expected shape (B, 7), got none; say where the camera's body is"
+                )
+            check_poses(pose, "camera")
+            return pose
+        body = body_poses(bodies, [self.on.body], "camera")[:, 0]
+        return pose_compose(body, self.on.pose.to(body))
 
     def _draw(self, pieces: Fragments, cameras: Tensor) -> dict[str, Tensor]:
         """The channels of all cameras, each (B N, H, W, C)."""

@@ -1,6 +1,7 @@
 if __name__ != "gradpath.sim":
     raise ImportError("import this area as gradpath.sim; a second copy would register every kernel twice")
 
+from gradpath.bodies import WORLD, Frame, MeshFile, Skin, Visual
 from gradpath.sim import samples  # noqa: F401  (registers the operations on models, so that the tests see them)
 from gradpath.sim.articulation import Articulation, joint_forces, simulate, step
 from gradpath.sim.builder import ModelBuilder
@@ -15,10 +16,10 @@ from gradpath.sim.dynamics import (
     mass_matrix,
 )
 from gradpath.sim.load import load
-from gradpath.sim.model import WORLD, Actuator, Frame, Joint, JointKind, Model
+from gradpath.sim.model import Actuator, Joint, JointKind, Model
 from gradpath.sim.quadrotor import GRAVITY, Quadrotor, quadrotor_step
 from gradpath.sim.rigid_bodies import RigidBodies, solid_inertia
-from gradpath.sim.shapes import MeshFile, ShapeKind, Shapes, Visual
+from gradpath.sim.shapes import ShapeKind, Shapes
 
 __all__ = [
     "GRAVITY",
@@ -38,6 +39,7 @@ __all__ = [
     "RigidBodies",
     "ShapeKind",
     "Shapes",
+    "Skin",
     "Visual",
     "contact_step",
     "forward_dynamics",

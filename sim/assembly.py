@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from gradpath import geometry
+from gradpath.bodies import WORLD, Frame, Visual
 from gradpath.errors import InputError
 from gradpath.sim.inertias import Inertia, combine, effective_inertias, joint_pose, moved
 from gradpath.sim.model import (
     ACTUATOR_PARAMETERS,
     JOINT_PARAMETERS,
-    WORLD,
     Actuator,
-    Frame,
     Joint,
     JointKind,
     Model,
 )
-from gradpath.sim.shapes import Shapes, Visual
+from gradpath.sim.shapes import Shapes
 
 STOP_RATE = 100.0  # [rad/s] of the oscillation in a stop, with the inertia that the joint has at rest
 F64 = torch.float64
@@ -254,8 +253,8 @@ def _located(attached: Attached, hosts: Mapping[str | None, _Host]) -> tuple[int
 
 def _placed(attached: Attached, made: Any, hosts: Mapping[str | None, _Host]) -> tuple[Any, ...]:
     index, pose = _located(attached, hosts)
-    _, mesh, scale, colour = made
-    return index, mesh, pose, scale, colour
+    _, mesh, scale, colour, skin = made
+    return index, mesh, pose, scale, colour, skin
 
 
 def _shape(parts: Parts, hosts: Mapping[str | None, _Host], joints: list[Joint]) -> Shapes:

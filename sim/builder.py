@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradpath.bodies import MeshFile, Skin
 from gradpath.errors import InputError
 from gradpath.meshes import TriangleMesh
 from gradpath.sim.assembly import UNIT_POSE, Attached, Body, Parts, assemble
 from gradpath.sim.model import JOINT_PARAMETERS, JointKind, Model
-from gradpath.sim.shapes import MeshFile, ShapeKind
+from gradpath.sim.shapes import ShapeKind
 
 Numbers: TypeAlias = "float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Tensor"
 
@@ -150,14 +151,23 @@ class ModelBuilder:
         *,
         pose: Numbers = UNIT_POSE,
         scale: Numbers = (1.0, 1.0, 1.0),
-        colour: Sequence[float] = (0.7, 0.7, 0.7, 1.0),
+        colour: Sequence[float] | None = (0.7, 0.7, 0.7, 1.0),
+        skin: Skin | None = None,
         name: str = "",
     ) -> None:
-        """Fix a mesh that is drawn to a body, or to the world for None; see `Visual`."""
-        red, green, blue, alpha = map(float, colour)
-        self._parts.visuals.append(
-            self._attach(body, pose, (name, mesh, _tensor(scale), (red, green, blue, alpha)))
-        )
+        """Fix a mesh that is drawn to a body, or to the world for None; see `Visual`.
+
+        Raises:
+            InputError: no such body, or a colour that is none.
+        """
+        where = f"{self._source}: visual {name!r} of {body!r}"
+        if colour is not None:
+            if len(colour) != 4 or not all(0.0 <= value <= 1.0 for value in colour):
+                raise InputError(
+                    f"{where} has the colour {colour}; give red, green, blue and alpha in [0, 1]"
+                )
+            colour = tuple(map(float, colour))
+        self._parts.visuals.append(self._attach(body, pose, (name, mesh, _tensor(scale), colour, skin)))
 
     def add_frame(self, name: str, body: str | None, pose: Numbers = UNIT_POSE) -> None:
         """Name a frame that is fixed in a body, or in the world for None."""

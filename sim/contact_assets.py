@@ -9,9 +9,10 @@ import warp as wp
 from torch import Tensor
 
 from gradpath import kernels
+from gradpath.bodies import MeshFile
 from gradpath.errors import InputError
 from gradpath.meshes import TriangleMesh
-from gradpath.sim.shapes import MeshFile, ShapeKind, Shapes
+from gradpath.sim.shapes import ShapeKind, Shapes
 
 MESH_KINDS = (ShapeKind.MESH, ShapeKind.CONVEX)
 

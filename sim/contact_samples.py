@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from gradpath import geometry
+from gradpath.bodies import WORLD
 from gradpath.meshes import TriangleMesh
 from gradpath.sim.contact_assets import Assets
 from gradpath.sim.contact_edges import EDGE_PROBE
 from gradpath.sim.contact_geometry import CAPSULE_SLIDING
-from gradpath.sim.shapes import WORLD, ShapeKind, Shapes
+from gradpath.sim.shapes import ShapeKind, Shapes
 
 _KINDS = (
     ShapeKind.SPHERE,

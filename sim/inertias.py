@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from gradpath import geometry
-from gradpath.sim.model import WORLD, Joint, JointKind
+from gradpath.bodies import WORLD
+from gradpath.sim.model import Joint, JointKind
 
 Inertia = tuple[float, Tensor, Tensor]  # mass [kg], centre of mass (3,) [m], inertia about it (3, 3) [kg m^2]
 

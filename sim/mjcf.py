@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from gradpath import geometry
+from gradpath.bodies import Skin
 from gradpath.errors import InputError
 from gradpath.meshes import TriangleMesh
 from gradpath.sim.builder import ModelBuilder
 from gradpath.sim.shapes import ShapeKind
 
+DEFAULT_RGBA = [0.5, 0.5, 0.5, 1.0]  # MuJoCo's, of a geom without a colour
+SHOWN_GROUPS = (0, 1, 2)  # MuJoCo's viewers hide the others, where files put what collides
 _KINDS = ("free", "ball", "slide", "hinge")  # in MuJoCo's order
 _SHAPES = {
     "mjGEOM_PLANE": ShapeKind.PLANE,
@@ -176,11 +179,43 @@ class _Reader:
             if collides:
                 self._add_shape(geom, body, kind, place, name, mesh)
             drawn = mesh or _primitive(kind, size)
-            if drawn is not None:
-                scale = _drawn_scale(kind, size)
+            if drawn is not None and int(m.geom_group[geom]) in SHOWN_GROUPS:
+                colour, skin = self._look(geom, mesh is not None)
                 self.builder.add_visual(
-                    body, drawn, pose=place, scale=scale, colour=m.geom_rgba[geom], name=name
+                    body,
+                    drawn,
+                    pose=place,
+                    scale=_drawn_scale(kind, size),
+                    colour=colour,
+                    skin=skin,
+                    name=name,
                 )
+
+    def _look(self, geom: int, is_mesh: bool) -> tuple[list[float], Skin | None]:
+        """Colour of a geom, and the image on it where a mesh has coordinates for it; else the image's mean colour."""
+        m, material = self.m, int(self.m.geom_matid[geom])
+        own: list[float] = m.geom_rgba[geom].tolist()
+        if material < 0:
+            return own, None
+        # A colour that is not MuJoCo's default goes before that of the material.
+        colour: list[float] = m.mat_rgba[material].tolist() if own == DEFAULT_RGBA else own
+        texture = int(m.mat_texid[material, int(self.mj.mjtTextureRole.mjTEXROLE_RGB)])
+        if texture < 0:
+            return colour, None
+        at, rows = int(m.tex_adr[texture]), int(m.tex_height[texture])
+        columns, channels = int(m.tex_width[texture]), int(m.tex_nchannel[texture])
+        image = m.tex_data[at : at + rows * columns * channels].reshape(rows, columns, channels)
+        image = np.ascontiguousarray(np.broadcast_to(image[..., :3], (rows, columns, 3)))
+        mesh = int(m.geom_dataid[geom])
+        flat = int(m.tex_type[texture]) == int(self.mj.mjtTexture.mjTEXTURE_2D)
+        if not (flat and is_mesh and int(m.mesh_texcoordnum[mesh]) > 0):
+            return (np.array(colour) * np.append(image.mean((0, 1)) / 255.0, 1.0)).tolist(), None
+        at, count = int(m.mesh_texcoordadr[mesh]), int(m.mesh_texcoordnum[mesh])
+        first, faces = int(m.mesh_faceadr[mesh]), int(m.mesh_facenum[mesh])
+        uv = m.mesh_texcoord[at : at + count] * m.mat_texrepeat[material]
+        uv[:, 1] = 1.0 - uv[:, 1]  # MuJoCo counts v from the first row of the image
+        index = m.mesh_facetexcoord[first : first + faces]
+        return colour, Skin(torch.tensor(image), torch.tensor(uv), torch.tensor(index, dtype=torch.int32))
 
     def _add_shape(
         self, geom: int, body: str | None, kind: str, place: Any, name: str, mesh: TriangleMesh | None

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradpath.bodies import Frame, Visual
 from gradpath.errors import InputError, ShapeError
-from gradpath.sim.shapes import WORLD, Shapes, Visual, no_shapes
+from gradpath.sim.shapes import Shapes, no_shapes
 
 
 class JointKind(enum.IntEnum):
@@ -42,7 +43,7 @@ class Joint:
     Attributes:
         name: Name in the file.
         kind: How it moves.
-        parent: Index of the parent body, smaller than the body's own; `WORLD` for a root.
+        parent: Index of the parent body, smaller than the body's own; -1 (`WORLD`) for a root.
         q_start: Its first coordinate in q.
         v_start: Its first velocity in qd.
         mimics: Name of the joint whose coordinate it follows, or None. It has none of its own then: its position is
@@ -55,19 +56,6 @@ class Joint:
     q_start: int
     v_start: int
     mimics: str | None = None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A named frame that is fixed in a body, such as a link behind a fixed joint.
-
-    Attributes:
-        body: Index of the body; `WORLD` for what does not move.
-        pose: Pose in the frame of the body, shape (7,).
-    """
-
-    body: int
-    pose: Tensor
 
 
 @dataclass(frozen=True)
@@ -282,9 +270,7 @@ __all__ = [
     "BODY_PARAMETERS",
     "JOINT_PARAMETERS",
     "PARAMETERS",
-    "WORLD",
     "Actuator",
-    "Frame",
     "Joint",
     "JointKind",
     "Model",

@@ -1,18 +1,16 @@
-"""What the bodies of a model look like: collision shapes as tensors, visual meshes as data."""
+"""What touches of the bodies of a model: collision shapes as tensors."""
 
 import enum
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from gradpath.bodies import MeshFile
 from gradpath.errors import ShapeError
 from gradpath.geometry import pose_identity
 from gradpath.meshes import TriangleMesh
-
-WORLD = -1  # the body of what does not move
 
 
 class ShapeKind(enum.IntEnum):
@@ -29,28 +27,6 @@ class ShapeKind(enum.IntEnum):
     MESH = 5  # scale of the mesh along x, y, z; a negative one mirrors it
     CONVEX = 6  # the same; its convex hull is solid
     HEIGHT_FIELD = 7  # half extents x, y, height of 1.0 in the grid
-
-
-@dataclass(eq=False)
-class MeshFile:
-    """A mesh in a file that exists; read when it is first needed, because a robot may have hundreds.
-
-    Attributes:
-        path: The file.
-    """
-
-    path: Path
-    _mesh: TriangleMesh | None = field(default=None, repr=False)
-
-    def read(self) -> TriangleMesh:
-        """Return the mesh, in the units of its file.
-
-        Raises:
-            InputError: the file cannot be read as triangles.
-        """
-        if self._mesh is None:
-            self._mesh = TriangleMesh.load(self.path)
-        return self._mesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,27 +118,6 @@ class Shapes:
             size=function(self.size),
             friction=function(self.friction),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Visual:
-    """What a renderer draws of a body: a mesh, placed and scaled in the frame of the body.
-
-    Attributes:
-        name: Name in the file; may be empty.
-        body: Index of the body; `WORLD` for what does not move.
-        mesh: The mesh, or the file it is in. Primitives are meshes already.
-        pose: Pose of the mesh in the frame of the body, shape (7,).
-        scale: Factor on the mesh along its own x, y, z, shape (3,).
-        colour: Red, green, blue, alpha in [0, 1].
-    """
-
-    name: str
-    body: int
-    mesh: MeshFile | TriangleMesh
-    pose: Tensor
-    scale: Tensor
-    colour: tuple[float, float, float, float]
 
 
 def no_shapes() -> Shapes:

@@ -9,11 +9,11 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from gradpath.bodies import WORLD
 from gradpath.sim.model import (
     ACTUATOR_PARAMETERS,
     BODY_PARAMETERS,
     JOINT_PARAMETERS,
-    WORLD,
     JointKind,
     Model,
 )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from gradpath import geometry
+from gradpath.bodies import MeshFile, Skin
 from gradpath.errors import InputError
 from gradpath.meshes import TriangleMesh
 from gradpath.sim.builder import ModelBuilder
-from gradpath.sim.shapes import MeshFile, ShapeKind
+from gradpath.sim.shapes import ShapeKind
 
 _KINDS = {
     "fixed": "fixed",
@@ -25,6 +26,7 @@ _KINDS = {
     "prismatic": "slide",
     "floating": "free",
 }
+GREY = (0.7, 0.7, 0.7, 1.0)  # of a primitive whose file gives it no colour
 
 
 def read_urdf(
@@ -52,12 +54,10 @@ class _Reader:
 
     def __init__(self, path: Path, robot: Any, mimic: bool, meshes: bool, packages: Mapping[str, str | Path]):
         self.path, self.robot, self.mimic, self.meshes = path, robot, mimic, meshes
-        self.files = _MeshFinder(path, packages)
+        self.files = _FileFinder(path, packages)
         self.builder = ModelBuilder(robot.name or path.stem, source=str(path))
         self.links = {link.name: link for link in robot.links}
-        self.colours = {
-            m.name: m.color.rgba for m in robot.materials if m.name is not None and m.color is not None
-        }
+        self.materials = {m.name: m for m in robot.materials if m.name is not None}
 
     def read(self, floating: bool) -> None:
         root, children = self._tree()
@@ -183,7 +183,7 @@ class _Reader:
         elif shape.cylinder is not None:
             kind, size = ShapeKind.CYLINDER, np.array([shape.cylinder.radius, shape.cylinder.length / 2])
         elif shape.mesh is not None:
-            mesh, size = self.files.find(shape.mesh.filename, link), _scale(shape.mesh.scale)
+            mesh, size = self.files.mesh(shape.mesh.filename, link), _scale(shape.mesh.scale)
         else:
             return
         self.builder.add_shape(link, kind, size, pose=_pose(item.origin), mesh=mesh, name=label)
@@ -191,6 +191,7 @@ class _Reader:
     def _add_visual(self, link: str, item: Any) -> None:
         shape = item.geometry
         mesh: TriangleMesh | MeshFile
+        colour, skin = self._material(link, item.material)
         if shape.box is not None:
             mesh, scale = TriangleMesh.box(), np.asarray(shape.box.size) / 2
         elif shape.sphere is not None:
@@ -199,37 +200,48 @@ class _Reader:
             radius, half = shape.cylinder.radius, shape.cylinder.length / 2
             mesh, scale = TriangleMesh.cylinder(), np.array([radius, radius, half])
         elif shape.mesh is not None:
-            mesh, scale = self.files.find(shape.mesh.filename, link), _scale(shape.mesh.scale)
+            mesh, scale = self.files.mesh(shape.mesh.filename, link), _scale(shape.mesh.scale)
         else:
             return
-        colour = (0.7, 0.7, 0.7, 1.0)
-        if item.material is not None:
-            own = item.material.color.rgba if item.material.color is not None else None
-            colour = own if own is not None else self.colours.get(item.material.name, colour)
+        if isinstance(mesh, TriangleMesh):  # has no colours of its own, nor coordinates for an image
+            colour, skin = GREY if colour is None else colour, None
         self.builder.add_visual(
-            link, mesh, pose=_pose(item.origin), scale=scale, colour=colour, name=item.name or ""
+            link, mesh, pose=_pose(item.origin), scale=scale, colour=colour, skin=skin, name=item.name or ""
         )
 
+    def _material(self, link: str, material: Any) -> tuple[Any, Skin | None]:
+        """Colour and image of a material, or of its namesake at the top of the file; None where neither says."""
+        for known in () if material is None else (material, self.materials.get(material.name)):
+            if known is None or (known.color is None and known.texture is None):
+                continue
+            image = known.texture and known.texture.filename
+            skin = Skin(self.files.find(image, link, "texture")) if image else None
+            return (1.0, 1.0, 1.0, 1.0) if known.color is None else known.color.rgba, skin
+        return None, None
 
-class _MeshFinder:
+
+class _FileFinder:
     """Finds the files that a URDF names, once each; a folder above the URDF may be the package it names."""
 
     def __init__(self, path: Path, packages: Mapping[str, str | Path]):
         self.path, self.packages = path, packages
-        self.found: dict[str, MeshFile] = {}
+        self.meshes: dict[str, MeshFile] = {}
 
-    def find(self, name: str, link: str) -> MeshFile:
-        if name not in self.found:
-            candidates = self._candidates(name)
-            existing = next((place for place in candidates if place.is_file()), None)
-            if existing is None:
-                raise InputError(
-                    f"{self.path}: link {link!r} names the mesh {name!r}, which is in none of "
-                    f"{', '.join(str(place) for place in candidates[:4])}; pass packages={{name: folder}}, or "
-                    "meshes=False to load without shapes and visuals"
-                )
-            self.found[name] = MeshFile(existing)
-        return self.found[name]
+    def mesh(self, name: str, link: str) -> MeshFile:
+        if name not in self.meshes:
+            self.meshes[name] = MeshFile(self.find(name, link, "mesh"))
+        return self.meshes[name]
+
+    def find(self, name: str, link: str, what: str) -> Path:
+        candidates = self._candidates(name)
+        existing = next((place for place in candidates if place.is_file()), None)
+        if existing is None:
+            raise InputError(
+                f"{self.path}: link {link!r} names the {what} {name!r}, which is in none of "
+                f"{', '.join(str(place) for place in candidates[:4])}; pass packages={{name: folder}}, or "
+                "meshes=False to load without shapes and visuals"
+            )
+        return existing
 
     def _candidates(self, name: str) -> list[Path]:
         scheme, _, rest = name.rpartition("://")
