@@ -17,9 +17,6 @@ from gradpath.errors import InputError
 STEP = 2e-4  # of the differences: their error is then about 1e-13 of curvature and 1e-12 of rounding
 MULTIPLES = (1.0, -1.0, 2.0, -2.0)
 
-# Nodes that torch and `kernels.Op` put behind a gradient that cannot be differentiated.
-REFUSALS = ("Error", "_OnceDifferentiableBackward")
-
 Function = Callable[..., Tensor]
 Hvp = Callable[[list[Tensor], Tensor, list[Tensor]], list[Tensor]]
 """Inputs, cotangent and direction to the derivative, along it, of the vector-Jacobian product of each input."""
@@ -165,37 +162,3 @@ class _Vjp(torch.autograd.Function):
         if any(ctx.needs_input_grad[2:]):
             by_tensors = ctx.rule.curvature(tensors, cotangent, direction)
         return None, by_cotangent, *by_tensors
-
-
-def has_second_derivative(value: Tensor) -> bool:
-    """Whether autograd can differentiate the gradient of a value once more, as far as its graph tells.
-
-    A function that is `once_differentiable` would otherwise have a second derivative of zero, without an error,
-    wherever the seed of the gradient is a constant.
-    """
-    if not value.requires_grad:
-        return True
-    with torch.enable_grad():
-        leaves = _leaves(value)
-        seed = torch.ones_like(value, requires_grad=True)
-        slopes = torch.autograd.grad(value, leaves, seed, create_graph=True, allow_unused=True)
-        return not any(_refuses(slope) for slope in slopes if slope is not None)
-
-
-def _nodes(value: Tensor) -> set[Any]:
-    """Every node of the graph of a value."""
-    seen, stack = set(), [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack += [upstream for upstream, _ in node.next_functions]
-    return seen
-
-
-def _leaves(value: Tensor) -> list[Tensor]:
-    return [node.variable for node in _nodes(value) if hasattr(node, "variable")]
-
-
-def _refuses(slope: Tensor) -> bool:
-    return any(type(node).__name__ in REFUSALS for node in _nodes(slope))
