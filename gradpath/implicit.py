@@ -75,8 +75,8 @@ def argmin(
         returned as they are; a warning says how many, and their gradient is zero.
     Raises:
         ShapeError: the objective is not one number per sample.
-        InputError: an option is out of range, `residuals` is missing or not needed, or u passes through something in the
-            objective that can be differentiated once only, such as a Warp kernel.
+        InputError: an option is out of range, `residuals` is missing or not needed, or u passes through something in
+            the objective that can be differentiated once only, such as a Warp kernel.
     Gradients: parameters and captured tensors as chosen, once differentiable; `init` none.
     References: Blondel et al. 2022, Efficient and Modular Implicit Differentiation; Shaban et al. 2019, Truncated
         Back-propagation for Bilevel Optimization.
