@@ -28,6 +28,7 @@ from gradpath.perception.mapping import distance_field, occupancy
 from gradpath.perception.motion import MotionEstimate, heading, to_heading
 from gradpath.perception.pnp import pnp
 from gradpath.perception.randomize import DomainRandomization
+from gradpath.perception.render_pose import render_and_compare
 from gradpath.perception.rgb import RgbSensor
 from gradpath.perception.sensors import Blindfold, DepthSensor
 from gradpath.perception.stereo import StereoDepth
@@ -61,6 +62,7 @@ __all__ = [
     "pnp",
     "point_cloud",
     "project",
+    "render_and_compare",
     "spatial_soft_argmax",
     "to_heading",
     "unproject",

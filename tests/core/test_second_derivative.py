@@ -3,7 +3,7 @@ import torch
 
 import gradpath as gp
 from gradpath.errors import InputError
-from gradpath.second_derivative import has_second_derivative
+from gradpath.second_derivative import TwiceDifferentiable, has_second_derivative
 
 F64 = torch.float64
 
@@ -75,3 +75,53 @@ def test_a_minimizer_may_depend_on_what_is_differentiable_once():
     for ours, theirs, third in zip(found, exact, torch.autograd.grad(inside.sum(), (x, y)), strict=True):
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(third, theirs)
+
+
+class Shared(torch.autograd.Function):
+    """sin(x) y + shared x^2, whose gradient autograd cannot differentiate."""
+
+    @staticmethod
+    def forward(ctx, x, y, shared):
+        ctx.save_for_backward(x, y, shared)
+        return torch.sin(x) * y + shared * x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, seed):
+        x, y, shared = ctx.saved_tensors
+        return (
+            seed * (torch.cos(x) * y + 2 * shared * x),
+            seed * torch.sin(x),
+            (seed * x**2).sum(0),
+        )
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 3), (4, 3), (3,))
+    return [torch.randn(s, dtype=F64, generator=generator).requires_grad_() for s in shapes]
+
+
+def test_differences_equal_the_second_derivative_in_every_input_and_cotangent():
+    function = TwiceDifferentiable(lambda *t: Shared.apply(*t), [True, True, False])
+    assert torch.autograd.gradcheck(function, inputs())
+    assert torch.autograd.gradgradcheck(function, inputs())
+    assert 0.0 < function.error < 1e-6
+
+
+def test_their_accuracy_does_not_depend_on_the_size_of_the_direction():
+    function = TwiceDifferentiable(lambda *t: Shared.apply(*t), [True, True, False])
+    x, y, shared = inputs()
+    (slope,) = torch.autograd.grad(function(x, y, shared).sum(), x, create_graph=True)
+    size = torch.tensor([[1e-9], [1.0], [1e9], [0.0]], dtype=F64)
+    (found,) = torch.autograd.grad(slope, x, size.expand(4, 3))
+    exact = size * (2 * shared - torch.sin(x) * y)
+    torch.testing.assert_close(
+        found / size.clamp_min(1e-30), exact / size.clamp_min(1e-30), rtol=1e-8, atol=1e-8
+    )
+
+
+def test_float32_is_refused():
+    function = TwiceDifferentiable(torch.sin, [True])
+    with pytest.raises(InputError, match="need float64"):
+        function(torch.zeros(2, 1))
