@@ -12,6 +12,7 @@ from gradpath.perception.backbones import (
     VisionTransformer,
     load_weights,
 )
+from gradpath.perception.carving import carve, free_space
 from gradpath.perception.clouds import point_cloud, project, unproject
 from gradpath.perception.encoders import DepthEncoder
 from gradpath.perception.filters import kalman_predict, kalman_update, particle_mean, particle_step
@@ -48,8 +49,10 @@ __all__ = [
     "RgbSensor",
     "StereoDepth",
     "VisionTransformer",
+    "carve",
     "coverage",
     "distance_field",
+    "free_space",
     "gaussian_nll",
     "heading",
     "kalman_predict",
