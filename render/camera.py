@@ -10,6 +10,7 @@ from gradpath.contract import Contract
 from gradpath.errors import InputError
 from gradpath.geometry import check_poses, pose_compose
 from gradpath.mode import current_mode
+from gradpath.render.culling import View
 from gradpath.render.edge_image import SUPPORT
 from gradpath.render.instances import place
 from gradpath.render.rasterize import rasterize
@@ -112,10 +113,9 @@ class DepthCamera(Stage):
         camera = pose_compose(pose, self.mount.to(pose.dtype))
         vertices, owner, topology = self.vertices.to(pose.dtype), self.owner, self._topology(pose.device)
         if self.silhouette == "edge" or current_mode() == "hard":
-            size, reach = (self.height, self.width), SUPPORT * self.sigma
-            part = self.scene.seen_part(
-                poses, scales, camera, self.intrinsics, size, reach, (self.near, self.far)
-            )
+            size, depths = (self.height, self.width), (self.near, self.far)
+            view = View(camera, self.intrinsics, size, SUPPORT * self.sigma, depths)
+            part = self.scene.seen_part(poses, scales, view)
             if part is not None:
                 topology, vertices, owner = part.topology, vertices[part.vertices], owner[part.vertices]
         points = place(vertices, owner, poses, scales, camera)

@@ -1,6 +1,5 @@
 """Which instances no camera can see, and the scene without them."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,43 +23,46 @@ def bounding_spheres(vertices: Tensor, owner: Tensor, instances: int) -> tuple[T
     return centre, radius
 
 
-@torch.no_grad()
-def seen_by_any(
-    spheres: tuple[Tensor, Tensor],
-    poses: Tensor,
-    scales: Tensor,
-    cameras: Tensor,
-    K: Tensor,
-    size: tuple[int, int],
-    reach: float,
-    depths: Sequence[float],
-) -> Tensor:
-    """Return which instances may show in the picture of at least one pinhole camera, (I,) bool.
+class View(NamedTuple):
+    """What pinhole cameras can see.
 
-    Args:
-        spheres: Of the instances, see `bounding_spheres`.
-        poses: Of the instances in the world, (B, I, 7).
-        scales: Their scales, (B, I, 3).
-        cameras: Poses of the cameras, (B, 7).
+    Attributes:
+        cameras: Their poses in the world, (B, 7).
         K: Intrinsics, (3, 3).
         size: Rows and columns of the image.
         reach: How far outside of the image a contour counts [pixels].
         depths: Nearest and farthest depth that is drawn [m].
-    Returns:
-        False only where the instance's sphere lies outside of the view of every camera, so that leaving it out changes
-        neither a picture nor a gradient.
     """
-    centre, radius = (part.to(poses) for part in spheres)
-    there = pose_apply(poses, scales * centre)
-    x, y, z = pose_apply(pose_inverse(cameras)[:, None], there).unbind(-1)
-    radius = 1.001 * radius * scales.amax(-1)  # rounding shall not decide
-    seen = (z + radius > depths[0]) & (z - radius < depths[1])
-    (height, width), (fx, fy, cx, cy) = size, (float(K[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    for along, focal, middle, end in ((x, fx, cx, width), (y, fy, cy, height)):
-        # Planes through the camera and the image's border: a pixel is at focal along / z + middle.
-        for sign, edge in ((1.0, middle + reach), (-1.0, end - middle + reach)):
-            seen &= (sign * focal * along + edge * z) > -radius * (focal**2 + edge**2) ** 0.5
-    return seen.any(0)
+
+    cameras: Tensor
+    K: Tensor
+    size: tuple[int, int]
+    reach: float
+    depths: tuple[float, float]
+
+    @torch.no_grad()
+    def seen_by_any(self, spheres: tuple[Tensor, Tensor], poses: Tensor, scales: Tensor) -> Tensor:
+        """Return which instances may show in the picture of at least one camera, (I,) bool.
+
+        Args:
+            spheres: Of the instances, see `bounding_spheres`.
+            poses: Of the instances in the world, (B, I, 7).
+            scales: Their scales, (B, I, 3).
+        Returns:
+            False only where the instance's sphere lies outside of the view of every camera, so that leaving it out
+            changes neither a picture nor a gradient.
+        """
+        centre, radius = (part.to(poses) for part in spheres)
+        there = pose_apply(poses, scales * centre)
+        x, y, z = pose_apply(pose_inverse(self.cameras)[:, None], there).unbind(-1)
+        radius = 1.001 * radius * scales.amax(-1)  # rounding shall not decide
+        seen = (z + radius > self.depths[0]) & (z - radius < self.depths[1])
+        (fx, _, cx), (_, fy, cy), _ = self.K.tolist()
+        for along, focal, middle, end in ((x, fx, cx, self.size[1]), (y, fy, cy, self.size[0])):
+            # Planes through the camera and the image's border: a pixel is at focal along / z + middle.
+            for sign, edge in ((1.0, middle + self.reach), (-1.0, end - middle + self.reach)):
+                seen &= (sign * focal * along + edge * z) > -radius * (focal**2 + edge**2) ** 0.5
+        return seen.any(0)
 
 
 class Part(NamedTuple):

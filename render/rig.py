@@ -13,7 +13,7 @@ from gradpath.geometry import check_poses, pose_apply, pose_compose
 from gradpath.mode import current_mode, mode
 from gradpath.render.attributes import Attribute
 from gradpath.render.camera import LOOKING_AHEAD, pinhole
-from gradpath.render.culling import Part
+from gradpath.render.culling import Part, View
 from gradpath.render.edge_image import SUPPORT
 from gradpath.render.instances import place
 from gradpath.render.lenses import Lens
@@ -150,11 +150,10 @@ class Camera(Stage):
         if self.topology.faces.device != poses.device:
             self.topology = self.topology.to(poses.device)
         vertices, owner, topology, seen = self.vertices.to(carrier), self.owner, self.topology, None
-        if self.lens is None:
-            size, reach = (self.height, self.width), SUPPORT * self.sigma
-            seen = self.scene.seen_part(
-                poses, scales, cameras, self.intrinsics, size, reach, (self.near, self.far)
-            )
+        if self.lens is None and self.intrinsics.ndim == 2:
+            size, depths = (self.height, self.width), (self.near, self.far)
+            view = View(cameras, self.intrinsics, size, SUPPORT * self.sigma, depths)
+            seen = self.scene.seen_part(poses, scales, view)
         if seen is not None:
             topology, vertices, owner = seen.topology, vertices[seen.vertices], owner[seen.vertices]
         points = place(vertices, owner, poses, scales, cameras)

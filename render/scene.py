@@ -10,13 +10,13 @@ from gradpath.config import Configured
 from gradpath.errors import InputError, ShapeError
 from gradpath.geometry import check_poses, check_scales, pose_identity
 from gradpath.meshes import TriangleMesh
-from gradpath.render.culling import Part, Parts, bounding_spheres, seen_by_any
+from gradpath.render.culling import Part, Parts, View, bounding_spheres
 from gradpath.render.links import link_models
 from gradpath.render.models import Model
 from gradpath.render.shading import Look
 from gradpath.render.topology import Topology
 
-WORTH_ASKING = 10_000  # vertices in all worlds; with fewer, asking what is seen takes longer than drawing it
+WORTH_ASKING = 20_000  # vertices in all worlds; with fewer, asking what is seen takes longer than drawing it
 
 
 class Scene(Configured):
@@ -112,23 +112,14 @@ class Scene(Configured):
             scales.append(torch.ones_like(poses[-1][..., :3]))
         return torch.cat(poses, dim=1), torch.cat(scales, dim=1)
 
-    def seen_part(
-        self,
-        poses: Tensor,
-        scales: Tensor,
-        cameras: Tensor,
-        K: Tensor,
-        size: tuple[int, int],
-        reach: float,
-        depths: tuple[float, float],
-    ) -> Part | None:
-        """Return the instances that any pinhole camera may see; None for all, or where there is nothing to gain.
+    def seen_part(self, poses: Tensor, scales: Tensor, view: View) -> Part | None:
+        """Return the instances that any camera may see; None for all, or where there is nothing to gain.
 
-        Arguments as for `culling.seen_by_any`. On a GPU nothing is left out: the answer would have to be waited for.
+        On a GPU nothing is left out: the answer would have to be waited for.
         """
         if poses.is_cuda or self.instances == 1 or len(poses) * len(self.vertices) < WORTH_ASKING:
             return None
-        seen = seen_by_any(self._spheres, poses, scales, cameras, K, size, reach, depths)
+        seen = view.seen_by_any(self._spheres, poses, scales)
         if bool(seen.all()):
             return None
         if not bool(seen.any()):
