@@ -23,6 +23,7 @@ from gradpath.linear_solve import (
     matrix,
 )
 from gradpath.newton import iterate, minimize, norm, transposed_product
+from gradpath.second_derivative import has_second_derivative
 
 __all__ = ["Report", "argmin", "fixed_point", "record"]
 
@@ -74,7 +75,8 @@ def argmin(
         returned as they are; a warning says how many, and their gradient is zero.
     Raises:
         ShapeError: the objective is not one number per sample.
-        InputError: an option is out of range, or `residuals` is missing or not needed.
+        InputError: an option is out of range, `residuals` is missing or not needed, or u passes through something in
+            the objective that can be differentiated once only, such as a Warp kernel.
     Gradients: parameters and captured tensors as chosen, once differentiable; `init` none.
     References: Blondel et al. 2022, Efficient and Modular Implicit Differentiation; Shaban et al. 2019, Truncated
         Back-propagation for Bilevel Optimization.
@@ -98,6 +100,7 @@ def argmin(
         return value, g
 
     start = _flat(init.detach())
+    _check_twice(slope, start, name)
     tolerance = _tolerance(tolerance, init)
     u, converged, count = minimize(slope, start, direct, tolerance, iterations)
     with torch.enable_grad():
@@ -305,6 +308,18 @@ def _check_options(
         raise ShapeError(
             f"implicit: init is a floating tensor (B, ...) whose first axis is the batch, got {got}"
         )
+
+
+def _check_twice(slope: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, name: str) -> None:
+    """Refuse an objective whose Hessian would be wrong without an error: curvature that is zero where it is not."""
+    with torch.enable_grad():
+        leaf = start.clone().requires_grad_()
+        if not has_second_derivative(slope(leaf)[0], (leaf,)):
+            raise InputError(
+                f"implicit.argmin: {name} passes u through a function that can be differentiated once only, such as a "
+                "Warp kernel, so its curvature would count as zero; write that part in torch, or keep u out of it and "
+                "pass its result as a parameter"
+            )
 
 
 def _per_sample(value: Tensor, batch: int, name: str) -> Tensor:

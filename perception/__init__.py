@@ -12,6 +12,7 @@ from gradpath.perception.backbones import (
     VisionTransformer,
     load_weights,
 )
+from gradpath.perception.carving import carve, free_space
 from gradpath.perception.clouds import point_cloud, project, unproject
 from gradpath.perception.encoders import DepthEncoder
 from gradpath.perception.filters import kalman_predict, kalman_update, particle_mean, particle_step
@@ -28,6 +29,7 @@ from gradpath.perception.mapping import distance_field, occupancy
 from gradpath.perception.motion import MotionEstimate, heading, to_heading
 from gradpath.perception.pnp import pnp
 from gradpath.perception.randomize import DomainRandomization
+from gradpath.perception.render_pose import render_and_compare
 from gradpath.perception.rgb import RgbSensor
 from gradpath.perception.sensors import Blindfold, DepthSensor
 from gradpath.perception.stereo import StereoDepth
@@ -47,8 +49,10 @@ __all__ = [
     "RgbSensor",
     "StereoDepth",
     "VisionTransformer",
+    "carve",
     "coverage",
     "distance_field",
+    "free_space",
     "gaussian_nll",
     "heading",
     "kalman_predict",
@@ -61,6 +65,7 @@ __all__ = [
     "pnp",
     "point_cloud",
     "project",
+    "render_and_compare",
     "spatial_soft_argmax",
     "to_heading",
     "unproject",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from gradpath.errors import InputError, ShapeError
 from gradpath.grids import corners
 from gradpath.mode import current_mode
 from gradpath.relax_core import Temperature
-from gradpath.relaxation import positive
+from gradpath.relaxation import relaxation
 
 NEARLY_FREE = 1e-3  # occupancy below which a node soon counts as free altogether
 
@@ -60,6 +61,12 @@ def occupancy(
     return (1.0 - torch.exp(-total / hits)).reshape(-1, *shape)
 
 
+def _inside(value: Tensor, occupied: Tensor, spacing: float, **_: Any) -> Tensor:
+    """Which nodes a field says are occupied: those that are nearer than half a spacing to an occupied one."""
+    return value < 0.5 * spacing
+
+
+@relaxation("distance_field", decision=_inside)
 def distance_field(
     occupied: Tensor,
     spacing: float,
@@ -89,7 +96,7 @@ def distance_field(
     Gradients: to `occupied`, of the soft version.
     References: Felzenszwalb, Huttenlocher 2012, Distance Transforms of Sampled Functions.
     """
-    t = positive(tau, "distance_field")
+    t = float(tau)
     if occupied.ndim not in (3, 4):
         raise ShapeError(
             f"distance_field: expected (B, n1, n2) or (B, n1, n2, n3), got {tuple(occupied.shape)}"

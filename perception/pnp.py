@@ -9,9 +9,10 @@ from torch import Tensor
 
 from gradpath import implicit
 from gradpath.errors import InputError, ShapeError
-from gradpath.geometry import check_poses, pose_apply, pose_compose, quat_exp, quat_from_matrix
+from gradpath.geometry import check_poses, pose_apply, pose_compose, quat_from_matrix
 from gradpath.geometry import pose as join
 from gradpath.perception.clouds import project
+from gradpath.perception.pose_search import refine, small_motion
 
 
 def pnp(
@@ -50,7 +51,13 @@ def pnp(
     weight = torch.ones_like(pixels[..., 0]) if weights is None else weights
     with torch.no_grad():
         start = _direct_linear(points, pixels, K) if init is None else init.detach()
-        found = _refine(start, points, pixels, K, weight, iterations)
+        still = torch.zeros_like(start[:, :6])
+        found = refine(
+            start,
+            lambda pose: _residuals(still, pose, points, pixels, K, weight).flatten(1),
+            lambda pose: _jacobian(pose, points, pixels, K, weight),
+            iterations,
+        )
 
     def residuals(u: Tensor, points: Tensor, pixels: Tensor, K: Tensor, weight: Tensor) -> Tensor:
         return _residuals(u, found, points, pixels, K, weight).flatten(1)
@@ -68,57 +75,24 @@ def pnp(
         gradient=gradient,
         residuals=residuals if gradient == "gauss_newton" else None,
     )
-    return pose_compose(found, _small(motion))
+    return pose_compose(found, small_motion(motion))
 
 
 def _residuals(u: Tensor, found: Tensor, points: Tensor, pixels: Tensor, K: Tensor, weight: Tensor) -> Tensor:
     """Weighted distances in the image after a small motion u (..., B, 6) of the pose, (..., B, N, 2)."""
-    moved = pose_apply(pose_compose(found, _small(u))[..., None, :], points)
+    moved = pose_apply(pose_compose(found, small_motion(u))[..., None, :], points)
     return weight[..., None].clamp_min(1e-30).sqrt() * (project(moved, K) - pixels)
 
 
-def _small(u: Tensor) -> Tensor:
-    """The pose of a small motion: translation, then rotation vector."""
-    return join(u[..., :3], quat_exp(u[..., 3:]))
-
-
-def _refine(
-    pose: Tensor, points: Tensor, pixels: Tensor, K: Tensor, weight: Tensor, iterations: int
-) -> Tensor:
-    """Damped Gauss-Newton steps on the manifold of poses, without gradients."""
-    damping = torch.full_like(pose[:, 0], 1e-4)
-    eye = torch.eye(6, dtype=pose.dtype, device=pose.device)
-
-    def cost(pose: Tensor) -> Tensor:
-        still = torch.zeros_like(pose[:, :6])
-        return _residuals(still, pose, points, pixels, K, weight).square().flatten(1).sum(-1)
-
-    now = cost(pose)
-    for _ in range(iterations):
-        with torch.enable_grad():
-            # All residuals of a sample by its own motion: one copy of the motion per residual.
-            count = points.shape[1] * 2
-            u = torch.zeros(count, len(pose), 6, dtype=pose.dtype, device=pose.device, requires_grad=True)
-            value = _residuals(u, pose, points, pixels, K, weight).flatten(-2)
-            unit = torch.eye(count, dtype=pose.dtype, device=pose.device)[:, None].expand(
-                count, len(pose), count
-            )
-            jacobian = torch.autograd.grad(value, u, unit)[0].transpose(0, 1)
-        normal = jacobian.mT @ jacobian
-        scaled = damping[:, None, None] * normal.diagonal(dim1=-2, dim2=-1)[..., None] * eye + 1e-12 * eye
-        right = (jacobian.mT @ value[0].detach()[..., None])[..., 0]
-        step, failed = torch.linalg.solve_ex(normal + scaled, -right[..., None])
-        step = torch.where((failed == 0)[:, None], step[..., 0], 0.0)
-        trial = pose_compose(pose, _small(step))
-        trial = torch.cat([trial[:, :3], trial[:, 3:] / trial[:, 3:].norm(dim=-1, keepdim=True)], -1)
-        after = cost(trial)
-        better = after < now
-        pose = torch.where(better[:, None], trial, pose)
-        now = torch.where(better, after, now)
-        damping = torch.where(better, damping / 10.0, 10.0 * damping).clamp(1e-12, 1e6)
-        if (step.abs().amax(-1) < 1e-10).all():
-            break
-    return pose
+def _jacobian(pose: Tensor, points: Tensor, pixels: Tensor, K: Tensor, weight: Tensor) -> Tensor:
+    """Derivatives of the residuals by a small motion, (B, 2 N, 6), by autograd."""
+    with torch.enable_grad():
+        # All residuals of a sample by its own motion: one copy of the motion per residual.
+        count = points.shape[1] * 2
+        u = torch.zeros(count, len(pose), 6, dtype=pose.dtype, device=pose.device, requires_grad=True)
+        value = _residuals(u, pose, points, pixels, K, weight).flatten(-2)
+        unit = torch.eye(count, dtype=pose.dtype, device=pose.device)[:, None].expand(count, len(pose), count)
+        return torch.autograd.grad(value, u, unit)[0].transpose(0, 1)
 
 
 def _direct_linear(points: Tensor, pixels: Tensor, K: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class SelectPlan(Stage):
         scores = -costs / positive(self.tau, "SelectPlan")
         log_probability = torch.log_softmax(scores, -1)
         if self.estimator == "relaxed":
-            weights = relax.one_hot(scores)
+            weights = relax.one_hot(-costs, tau=self.tau)
         elif generator is None:
             with mode("hard"):
                 weights = relax.one_hot(scores.detach())

@@ -13,7 +13,7 @@ from gradpath.distances import mesh_distance, shape_distance
 from gradpath.errors import InputError, ShapeError
 from gradpath.grids import interpolate
 from gradpath.meshes import TriangleMesh
-from gradpath.planners.second_order import TwiceDifferentiable
+from gradpath.second_derivative import TwiceDifferentiable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from gradpath import tree
 from gradpath.contract import Contract
 from gradpath.errors import ContractError, InputError, ShapeError
-from gradpath.planners.second_order import TwiceDifferentiable
+from gradpath.second_derivative import TwiceDifferentiable
 from gradpath.specs import DictSpec, Spec, TensorSpec
 from gradpath.stage import Stage
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradpath.errors import ContractError, ShapeError
 from gradpath.planners import riccati
-from gradpath.planners.second_order import has_second_derivative
+from gradpath.second_derivative import has_second_derivative
 
 Function = Callable[..., Tensor]
 

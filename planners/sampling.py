@@ -11,7 +11,7 @@ from torch import Tensor
 from gradpath import relax
 from gradpath.errors import InputError, NonFiniteError, ShapeError
 from gradpath.relax_core import Temperature
-from gradpath.relaxation import positive
+from gradpath.relaxation import positive, relaxation
 
 Objective = Callable[[Tensor], Tensor]
 """Controls (K, B, T, m) to costs (K, B); a `Shooting`."""
@@ -72,7 +72,7 @@ def mppi(
     for _ in range(_check("mppi", samples, rounds, low, high, controls)):
         candidates = _draw(mean, std, samples, generator, low, high)
         scores = _scores("mppi", objective, candidates)
-        weights = relax.one_hot(scores.T, tau=t).T
+        weights = _count(scores, tau=t)
         mean = _mean(weights, candidates)
     return _sampled(mean, weights, candidates, scores)
 
@@ -127,10 +127,22 @@ def cem(
         width = (torch.where(left_out, 0.0, scores - centre).square().sum(0) / count + 1e-12).sqrt()
         # What is left out ranks behind everything, at a finite distance.
         ranked = torch.where(left_out, known.amin(0).clamp_max(0.0) - 1e3 * width, scores)
-        weights = relax.top_k(((ranked - centre) / width).T, elites, tau=t).T / elites
+        weights = _count_elites((ranked - centre) / width, elites, tau=t)
         mean = _mean(weights, candidates)
         spread = (_mean(weights, (candidates - mean).square()) + 1e-12).sqrt()
     return _sampled(mean, weights, candidates, scores)
+
+
+@relaxation("mppi", decision=lambda value, **_: value.argmax(0))
+def _count(scores: Tensor, *, tau: Temperature = 1.0) -> Tensor:
+    """How much each candidate counts, (K, B), by scores (K, B): what soft and hard planning differ in."""
+    return relax.one_hot(scores.T, tau=tau).T
+
+
+@relaxation("cem", decision=lambda value, scores, elites, **_: value * elites > 0.5)
+def _count_elites(scores: Tensor, elites: int, *, tau: Temperature = 0.1) -> Tensor:
+    """The same where the elites count alike."""
+    return relax.top_k(scores.T, elites, tau=tau).T / elites
 
 
 def _draw(

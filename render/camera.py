@@ -9,6 +9,9 @@ from torch import Tensor
 from gradpath.contract import Contract
 from gradpath.errors import InputError
 from gradpath.geometry import check_poses, pose_compose
+from gradpath.mode import current_mode
+from gradpath.render.culling import View
+from gradpath.render.edge_image import SUPPORT
 from gradpath.render.instances import place
 from gradpath.render.rasterize import rasterize
 from gradpath.render.scene import Scene
@@ -108,10 +111,17 @@ class DepthCamera(Stage):
         check_poses(pose, "camera")
         poses, scales = self.scene.place(obstacles, None, "camera")
         camera = pose_compose(pose, self.mount.to(pose.dtype))
-        points = place(self.vertices.to(pose.dtype), self.owner, poses, scales, camera)
+        vertices, owner, topology = self.vertices.to(pose.dtype), self.owner, self._topology(pose.device)
+        if self.silhouette == "edge" or current_mode() == "hard":
+            size, depths = (self.height, self.width), (self.near, self.far)
+            view = View(camera, self.intrinsics, size, SUPPORT * self.sigma, depths)
+            part = self.scene.seen_part(poses, scales, view)
+            if part is not None:
+                topology, vertices, owner = part.topology, vertices[part.vertices], owner[part.vertices]
+        points = place(vertices, owner, poses, scales, camera)
         image = rasterize(
             points,
-            self._topology(points.device),
+            topology,
             K=self.intrinsics,
             height=self.height,
             width=self.width,

@@ -13,6 +13,8 @@ from gradpath.geometry import check_poses, pose_apply, pose_compose
 from gradpath.mode import current_mode, mode
 from gradpath.render.attributes import Attribute
 from gradpath.render.camera import LOOKING_AHEAD, pinhole
+from gradpath.render.culling import Part, View
+from gradpath.render.edge_image import SUPPORT
 from gradpath.render.instances import place
 from gradpath.render.lenses import Lens
 from gradpath.render.lights import AmbientLight, DirectionalLight, Light
@@ -142,17 +144,24 @@ class Camera(Stage):
         worlds = len(carrier)
         cameras = pose_compose(carrier[:, None], self.mounts.to(carrier).reshape(1, -1, 7)).reshape(-1, 7)
         count = len(cameras) // worlds if worlds else 1
-        placed = [
+        poses, scales = (
             part.repeat_interleave(count, dim=0) for part in self.scene.place(obstacles, bodies, "camera")
-        ]
-        points = place(self.vertices.to(carrier), self.owner, *placed, cameras)
-        if self.topology.faces.device != points.device:
-            self.topology = self.topology.to(points.device)
+        )
+        if self.topology.faces.device != poses.device:
+            self.topology = self.topology.to(poses.device)
+        vertices, owner, topology, seen = self.vertices.to(carrier), self.owner, self.topology, None
+        if self.lens is None and self.intrinsics.ndim == 2:
+            size, depths = (self.height, self.width), (self.near, self.far)
+            view = View(cameras, self.intrinsics, size, SUPPORT * self.sigma, depths)
+            seen = self.scene.seen_part(poses, scales, view)
+        if seen is not None:
+            topology, vertices, owner = seen.topology, vertices[seen.vertices], owner[seen.vertices]
+        points = place(vertices, owner, poses, scales, cameras)
         kind = current_mode()
         with mode("soft" if kind == "straight_through" else kind):
             pieces = fragments(
                 points,
-                self.topology,
+                topology,
                 K=self.intrinsics,
                 height=self.height,
                 width=self.width,
@@ -162,9 +171,9 @@ class Camera(Stage):
                 far=self.far,
                 validate=points.device.type == "cpu",
             )
-        images = self._draw(pieces, cameras)
+        images = self._draw(pieces, cameras, seen)
         if kind == "straight_through":
-            hard = self._draw(pieces.hard(), cameras)
+            hard = self._draw(pieces.hard(), cameras, seen)
             images = {name: image + (hard[name] - image).detach() for name, image in images.items()}
         shape = (worlds,) if self.mounts.ndim == 1 else (worlds, count)
         return {name: image.movedim(-1, 1).unflatten(0, shape) for name, image in images.items()}
@@ -181,8 +190,9 @@ class Camera(Stage):
         body = body_poses(bodies, [self.on.body], "camera")[:, 0]
         return pose_compose(body, self.on.pose.to(body))
 
-    def _draw(self, pieces: Fragments, cameras: Tensor) -> dict[str, Tensor]:
-        """The channels of all cameras, each (B N, H, W, C)."""
+    def _draw(self, pieces: Fragments, cameras: Tensor, seen: Part | None) -> dict[str, Tensor]:
+        """The channels of all cameras, each (B N, H, W, C), of the part of the scene that is seen."""
+        look = self.look if seen is None else seen.look(self.look)
         world = pose_apply(cameras[:, None], pieces.points)
         images: dict[str, Tensor] = {}
         if "alpha" in self.channels or "depth" in self.channels:
@@ -190,7 +200,8 @@ class Camera(Stage):
             images |= {"alpha": alpha[..., None], "depth": depth[..., None]}
         for name in self.channels:
             if name in self.labels:
-                images[name] = pieces.draw(self.labels[name])
+                label = self.labels[name]
+                images[name] = pieces.draw(label if seen is None else seen.attribute(label))
             elif name == "normal":
                 images[name] = pieces.draw(Attribute.per_face(facing_normals(pieces)))
             elif name == "position":
@@ -199,7 +210,7 @@ class Camera(Stage):
                 images[name] = picture(
                     pieces,
                     world,
-                    self.look,
+                    look,
                     self.lights,
                     eye=cameras[:, :3],
                     shading=self.shading,

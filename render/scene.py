@@ -10,10 +10,13 @@ from gradpath.config import Configured
 from gradpath.errors import InputError, ShapeError
 from gradpath.geometry import check_poses, check_scales, pose_identity
 from gradpath.meshes import TriangleMesh
+from gradpath.render.culling import Part, Parts, View, bounding_spheres
 from gradpath.render.links import link_models
 from gradpath.render.models import Model
 from gradpath.render.shading import Look
 from gradpath.render.topology import Topology
+
+WORTH_ASKING = 20_000  # vertices in all worlds; with fewer, asking what is seen takes longer than drawing it
 
 
 class Scene(Configured):
@@ -65,6 +68,8 @@ class Scene(Configured):
         kinds = torch.tensor([*counts, *([len(self.bodies)] if self.bodies else [])])
         self.kind = torch.repeat_interleave(torch.arange(len(kinds)), kinds).to(torch.int32)
         self.topology = Topology.of(merged.faces)
+        self._spheres = bounding_spheres(self.vertices, self.owner, self.instances)
+        self._parts = Parts(self.topology, self.owner, self.instances)
 
     def __repr__(self) -> str:
         return f"Scene({self.placed} instances, {len(self.bodies)} links, {len(self.topology.faces)} faces)"
@@ -106,6 +111,20 @@ class Scene(Configured):
             poses.append(body_poses(bodies, self.bodies, name))
             scales.append(torch.ones_like(poses[-1][..., :3]))
         return torch.cat(poses, dim=1), torch.cat(scales, dim=1)
+
+    def seen_part(self, poses: Tensor, scales: Tensor, view: View) -> Part | None:
+        """Return the instances that any camera may see; None for all, or where there is nothing to gain.
+
+        On a GPU nothing is left out: the answer would have to be waited for.
+        """
+        if poses.is_cuda or self.instances == 1 or len(poses) * len(self.vertices) < WORTH_ASKING:
+            return None
+        seen = view.seen_by_any(self._spheres, poses, scales)
+        if bool(seen.all()):
+            return None
+        if not bool(seen.any()):
+            seen[0] = True  # a picture of nothing is drawn from something
+        return self._parts.take(seen)
 
     def look(self, colours: Sequence[Sequence[float]] | None = None) -> Look:
         """How everything looks: links as the robot's file says, meshes in colours of their own.

@@ -203,7 +203,31 @@ def test_depth_gradient_of_an_object_moving_across_another():
             image = rasterize(place(torch.tensor(x)), faces, K=fine, height=1024, width=1024, far=8.0)
         return float(image["depth"].mean())
 
-    assert float(x.grad) == pytest.approx((depth(0.02) - depth(-0.02)) / 0.04, rel=0.03)
+    assert float(x.grad) == pytest.approx((depth(0.02) - depth(-0.02)) / 0.04, rel=0.02)
+
+
+@pytest.mark.parametrize("start", [(0.93, 0.15, 4.0), (0.8, 0.1, 4.0)])
+def test_the_gradient_of_log_depth_by_every_direction_of_motion(start):
+    """Depth blends in its logarithm, whose mean has the gradient of a supersampled hard image."""
+    near = trimesh.creation.icosphere(3, radius=0.5)
+    wall = trimesh.creation.box((3.0, 3.0, 0.2))
+    wall.apply_translation((0.0, 0.0, 6.0))
+    vertices, faces = joined(near, wall)
+    moves = (torch.arange(vertices.shape[1]) < len(near.vertices))[:, None]
+    K = pinhole(64, 64, math.radians(50))
+    fine = K.clone()
+    fine[:2] *= 16
+
+    def mean(x, K, size):
+        points = vertices + moves * (torch.tensor(start, dtype=torch.float64) + x)
+        return rasterize(points, faces, K=K, height=size, width=size, far=8.0)["depth"].log().mean()
+
+    x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    mean(x, K, 64).backward()
+    with gp.mode("hard"), torch.no_grad():
+        steps = 0.02 * torch.eye(3, dtype=torch.float64)
+        expected = torch.stack([mean(step, fine, 1024) - mean(-step, fine, 1024) for step in steps]) / 0.04
+    assert float((x.grad - expected).norm()) < 0.02 * float(expected.norm())
 
 
 def test_crossing_the_near_plane_is_drawn_up_to_it():

@@ -1,12 +1,14 @@
-"""Second derivatives of a step that has first ones only, such as a Warp kernel: by its `hvp`, or by differences.
+"""Second derivatives: whether autograd has them, and differences where it has first ones only, as of a Warp kernel.
 
-The derivative of a vector-Jacobian product along a direction is all that second-order planners need. A stage may give
-it by hand (`hvp`); otherwise it is found from central differences of the stage's own product, extrapolated.
+A function that is `once_differentiable` would otherwise have a second derivative of zero, without an error, wherever
+the seed of the gradient is a constant. The derivative of a vector-Jacobian product along a direction is all that a
+second derivative needs: a stage may give it by hand (`hvp`); otherwise it is found from central differences of the
+stage's own product, extrapolated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -167,18 +169,20 @@ class _Vjp(torch.autograd.Function):
         return None, by_cotangent, *by_tensors
 
 
-def has_second_derivative(value: Tensor) -> bool:
-    """Whether autograd can differentiate the gradient of a value once more, as far as its graph tells.
+def has_second_derivative(value: Tensor, inputs: Sequence[Tensor] | None = None) -> bool:
+    """Whether the gradient of a value can be differentiated once more, as far as its graph tells.
 
-    A function that is `once_differentiable` would otherwise have a second derivative of zero, without an error,
-    wherever the seed of the gradient is a constant.
+    Args:
+        value: Any shape, with its graph, which stays.
+        inputs: What the gradient is with respect to; all leaves of the graph by default. What lies before these inputs
+            may be differentiable once only.
     """
     if not value.requires_grad:
         return True
     with torch.enable_grad():
-        leaves = _leaves(value)
         seed = torch.ones_like(value, requires_grad=True)
-        slopes = torch.autograd.grad(value, leaves, seed, create_graph=True, allow_unused=True)
+        wanted = _leaves(value) if inputs is None else inputs
+        slopes = torch.autograd.grad(value, wanted, seed, create_graph=True, allow_unused=True)
         return not any(_refuses(slope) for slope in slopes if slope is not None)
 
 
