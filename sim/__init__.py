@@ -21,7 +21,9 @@ from gradpath.sim.load import load
 from gradpath.sim.model import Actuator, Joint, JointKind, Model
 from gradpath.sim.quadrotor import Quadrotor, quadrotor_step
 from gradpath.sim.quadrotor_functions import GRAVITY
+from gradpath.sim.rays import RangeRays, RayCaster, ray_fan
 from gradpath.sim.rigid_bodies import RigidBodies, solid_inertia
+from gradpath.sim.sensors import ContactForces, Imu, JointEncoders
 from gradpath.sim.shapes import ShapeKind, Shapes
 
 __all__ = [
@@ -32,15 +34,20 @@ __all__ = [
     "Bicycle",
     "Clearance",
     "Contact",
+    "ContactForces",
     "ContactPoints",
     "DifferentialDrive",
     "Frame",
+    "Imu",
     "Joint",
+    "JointEncoders",
     "JointKind",
     "MeshFile",
     "Model",
     "ModelBuilder",
     "Quadrotor",
+    "RangeRays",
+    "RayCaster",
     "RigidBodies",
     "ShapeKind",
     "Shapes",
@@ -55,6 +62,7 @@ __all__ = [
     "load",
     "mass_matrix",
     "quadrotor_step",
+    "ray_fan",
     "simulate",
     "solid_inertia",
     "step",
