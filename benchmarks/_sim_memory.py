@@ -1,6 +1,6 @@
-"""Peak memory of one rollout for `bench_sim.py --memory`: 256 cartpoles that fall, under feedback with learned gains.
+"""Peak memory of one motion for `bench_sim.py --memory`: 4096 quadrotors that hold their height with a learned gain.
 
-Prints JSON: bytes of the resident set beyond what it was before the rollout, and seconds.
+Prints JSON: bytes of the resident set beyond what it was before the motion, and seconds.
 """
 
 import json
@@ -14,32 +14,33 @@ from torch import Tensor, nn
 import gradpath as gp
 from gradpath import sim
 
-WORLDS = 256
+WORLDS = 4096
 
 
-class Balance(nn.Module):
-    """One step under linear feedback; the carry holds the state and the cost so far."""
+class Hold(nn.Module):
+    """One step under feedback; the carry holds the state and the cost so far."""
 
-    def __init__(self, file: str):
+    def __init__(self) -> None:
         super().__init__()
-        self.model = sim.load(file)
-        self.gain = nn.Parameter(torch.tensor([-0.01, 0.0, -0.01, 0.0]))
+        self.body = sim.Quadrotor(0.02)
+        self.gain = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, carry: dict[str, Tensor], _: None) -> tuple[dict[str, Tensor], None]:
         """Advance."""
-        x = torch.cat([carry["q"], carry["qd"]], 1)
-        state = {"q": carry["q"], "qd": carry["qd"]}
-        after = sim.step(self.model, state, (x * self.gain).sum(1, keepdim=True), 0.01, 5)
-        return {**after, "cost": carry["cost"] + after["q"].square().sum()}, None
+        state = {name: carry[name] for name in self.body.vehicle.state}
+        height, speed = state["pose"][:, 2], state["velocity"][:, 2]
+        thrust = self.body.mass * (sim.GRAVITY - self.gain * (height + speed))
+        control = torch.cat([thrust.unsqueeze(1), torch.zeros(WORLDS, 3)], 1)
+        return {**self.body(state, control), "cost": carry["cost"] + height.square().mean()}, None
 
 
 def main() -> None:
     """Measure and print."""
-    file, steps, budget = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    steps, budget = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    step = Balance(file)
-    start = {"q": 0.05 * torch.randn(WORLDS, 2, generator=torch.Generator().manual_seed(0))}
-    start |= {"qd": torch.zeros(WORLDS, 2), "cost": torch.zeros(())}
+    step = Hold()
+    place = torch.randn(WORLDS, 3, generator=torch.Generator().manual_seed(0))
+    start = {**step.body.hover_state(WORLDS, place), "cost": torch.zeros(())}
 
     def run(length: int) -> None:
         end, _ = gp.scan(step, start, length=length, memory=budget)
