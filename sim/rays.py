@@ -12,11 +12,12 @@ import warp as wp
 from torch import Tensor
 
 from gradpath import geometry, kernels
+from gradpath.bodies import WORLD, MeshFile
 from gradpath.contract import Contract
 from gradpath.errors import InputError, ShapeError
 from gradpath.meshes import TriangleMesh
 from gradpath.sim.ray_kernels import make_find_hits
-from gradpath.sim.shapes import WORLD, MeshFile, ShapeKind, Shapes
+from gradpath.sim.shapes import ShapeKind, Shapes
 from gradpath.stage import Stage
 
 
@@ -26,6 +27,10 @@ class _Meshes:
     def __init__(self, shapes: Shapes):
         self.shapes = shapes
         self._on: dict[torch.device, tuple[wp.array, list[wp.Mesh]]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew: a tree cannot be copied."""
+        return _Meshes, (self.shapes,)
 
     def on(self, device: torch.device) -> wp.array:
         """The identifiers of the meshes, 0 for other shapes."""

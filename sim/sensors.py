@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from gradpath import geometry, relax
+from gradpath.bodies import WORLD
 from gradpath.contract import Contract
 from gradpath.errors import InputError
 from gradpath.relax_core import Temperature
-from gradpath.sim.model import WORLD, JointKind, Model
+from gradpath.sim.model import JointKind, Model
 from gradpath.sim.quadrotor_functions import GRAVITY
 from gradpath.stage import Stage
 

@@ -1,5 +1,6 @@
 """Range rays against closed forms and against trimesh."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 import trimesh
 from torch import Tensor
 
+import gradpath as gp
 from gradpath import geometry, sim
 from gradpath.errors import InputError, ShapeError
 from gradpath.meshes import TriangleMesh
@@ -185,6 +187,18 @@ def test_a_scanner_turns_its_rays_with_its_pose_and_has_noise_on_demand():
     assert (noisy[:, [0, 1, 3, 4]] == 20.0).all()
     assert noisy[:, 2].std().item() == pytest.approx(0.1 + 0.05 * 3.0, rel=0.05)
     assert noisy[:, 2].mean().item() == pytest.approx(3.0, abs=0.02)
+
+
+def test_a_scanner_that_was_used_is_copied_and_saved(tmp_path):
+    mesh = fixed(ShapeKind.MESH, (1.0, 1.0, 1.0), mesh=TriangleMesh.icosphere(1))
+    scanner = sim.RangeRays(mesh, sim.ray_fan(7, 1.0))
+    sensor = torch.tensor([[-3.0, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0]])
+    expected = scanner(sensor)
+    assert (expected < 30.0).any()
+    assert torch.equal(copy.deepcopy(scanner)(sensor), expected)
+    gp.save(gp.Pipeline(scan=scanner), tmp_path / "run")
+    loaded = gp.load(tmp_path / "run")
+    assert torch.equal(loaded(sensor=sensor)["scan.range"], expected)
 
 
 def test_a_fan_covers_its_angles():
