@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,9 +21,14 @@ def measure(arch: int) -> list[dict[str, str | int]]:
     rows: list[dict[str, str | int]] = []
     for dtype in (torch.float32, torch.float64):
         floats = str(dtype).removeprefix("torch.")
-        modules = {kernel.module: (name, kernel) for name, kernel in kernels.all_kernels(dtype)}
-        for name, kernel in modules.values():
+        operations: dict[Any, dict[str, str]] = {}  # of each module, those that launch its kernels, by kernel
+        for name, kernel in kernels.all_kernels(dtype):
+            launched = operations.setdefault(kernel.module, {})
+            launched.setdefault(kernel.key.rpartition("__locals__")[2], name)
+        modules = {kernel.module: kernel for _, kernel in kernels.all_kernels(dtype)}
+        for module, kernel in modules.items():
             for entry in cubin.kernel_resources(kernel, arch):
+                name = operations[module].get(entry.name.split()[0], "")
                 rows.append({"operation": name, "floats": floats, **dataclasses.asdict(entry)})
     return rows
 

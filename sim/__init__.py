@@ -4,10 +4,12 @@ if __name__ != "gradpath.sim":
 from gradpath.bodies import WORLD, Frame, MeshFile, Skin, Visual
 from gradpath.sim import samples  # noqa: F401  (registers the operations on models, so that the tests see them)
 from gradpath.sim.articulation import Articulation, joint_forces, simulate, step
+from gradpath.sim.bicycle import Bicycle
 from gradpath.sim.builder import ModelBuilder
 from gradpath.sim.clearance import Clearance
 from gradpath.sim.contact import Contact, ContactPoints
 from gradpath.sim.contact_step import contact_step
+from gradpath.sim.differential_drive import DifferentialDrive
 from gradpath.sim.dynamics import (
     forward_dynamics,
     forward_kinematics,
@@ -17,8 +19,11 @@ from gradpath.sim.dynamics import (
 )
 from gradpath.sim.load import load
 from gradpath.sim.model import Actuator, Joint, JointKind, Model
-from gradpath.sim.quadrotor import GRAVITY, Quadrotor, quadrotor_step
+from gradpath.sim.quadrotor import Quadrotor, quadrotor_step
+from gradpath.sim.quadrotor_functions import GRAVITY
+from gradpath.sim.rays import RangeRays, RayCaster, ray_fan
 from gradpath.sim.rigid_bodies import RigidBodies, solid_inertia
+from gradpath.sim.sensors import ContactForces, Imu, JointEncoders
 from gradpath.sim.shapes import ShapeKind, Shapes
 
 __all__ = [
@@ -26,16 +31,23 @@ __all__ = [
     "WORLD",
     "Actuator",
     "Articulation",
+    "Bicycle",
     "Clearance",
     "Contact",
+    "ContactForces",
     "ContactPoints",
+    "DifferentialDrive",
     "Frame",
+    "Imu",
     "Joint",
+    "JointEncoders",
     "JointKind",
     "MeshFile",
     "Model",
     "ModelBuilder",
     "Quadrotor",
+    "RangeRays",
+    "RayCaster",
     "RigidBodies",
     "ShapeKind",
     "Shapes",
@@ -50,6 +62,7 @@ __all__ = [
     "load",
     "mass_matrix",
     "quadrotor_step",
+    "ray_fan",
     "simulate",
     "solid_inertia",
     "step",

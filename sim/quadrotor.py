@@ -4,93 +4,50 @@ A rigid body with gravity, thrust along its z axis, quadratic drag on the air-re
 low-level controller that is a first-order lag on thrust and on body rates.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradpath import geometry, kernels
+from gradpath import geometry
 from gradpath.contract import Contract
-from gradpath.errors import InputError
-from gradpath.sim.quadrotor_kernels import make_quadrotor_step
-from gradpath.stage import Stage
+from gradpath.sim.quadrotor_functions import GRAVITY
+from gradpath.sim.vehicle import Value, Vehicle, VehicleStage, specs
 
-GRAVITY = 9.81  # [m/s^2]
-
-MAX_SUBSTEPS = 16  # a longer loop is not unrolled, and its automatic adjoint would be silently wrong
-
-STATE = {"pose": "B 7", "velocity": "B 3", "rates": "B 3", "thrust": "B"}
-
-PARAMETERS = {
-    "mass": "B",
-    "drag": "B 3",
-    "thrust_lag": "B",
-    "rate_lag": "B",
-    "max_thrust": "B",
-    "max_rates": "B 3",
+_STATE = {"pose": Value("B 7"), "velocity": Value("B 3"), "rates": Value("B 3"), "thrust": Value("B")}
+_PARAMETERS = {
+    "mass": Value("B", above=0),
+    "drag": Value("B 3", above=0, closed=True),
+    "thrust_lag": Value("B", above=0),
+    "rate_lag": Value("B", above=0),
+    "max_thrust": Value("B", above=0),
+    "max_rates": Value("B 3", above=0),
 }
+_QUADROTOR = Vehicle("quadrotor", _STATE, 4, _PARAMETERS, {"wind": Value("B 3")})
 
 
-def _step_samples(batch: int) -> dict[str, Tensor | float]:
+def _samples(batch: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, dtype=torch.float64, generator=generator)
 
-    control = torch.cat([8 + random(1), random(3)], -1)
+    control = torch.cat([8 + random(3, 1), random(3, 3)], -1)
     # Beyond the limits: the gradient is then that of the limits.
-    control[1::3] = torch.tensor([60.0, 30.0, -30.0, 30.0], dtype=torch.float64)
-    control[2::3] = torch.tensor([-5.0, -30.0, 0.5, -30.0], dtype=torch.float64)
+    control[1::3, :2] = torch.tensor([60.0, 30.0, -30.0, 30.0], dtype=torch.float64)
+    control[2::3, 1:] = torch.tensor([-5.0, -30.0, 0.5, -30.0], dtype=torch.float64)
+    pose = geometry.pose(random(3), geometry.quat_normalize(random(4)))
+    lags, limits = 0.05 + 0.005 * random(2), torch.cat([20 + random(1), 6 + 0.1 * random(3)], -1)
     return {
-        "pose": geometry.pose(random(3), geometry.quat_normalize(random(4))),
-        "velocity": 3 * random(3),
-        "rates": random(3),
-        "thrust": 8 + random(),
-        "control": control,
-        "wind": random(3),
-        "mass": 1 + 0.1 * random(),
-        "drag": 0.1 + 0.02 * random(3),
-        "lags": 0.05 + 0.005 * random(2),
-        "max_thrust": 20 + random(),
-        "max_rates": 6 + 0.1 * random(3),
-        "step_time": 1 / 15,
-        "gravity": GRAVITY,
+        "state": torch.cat([pose, 3 * random(3), random(3), 8 + random(1)], -1),
+        "control": control.flatten(1),
+        "params": torch.cat([1 + 0.1 * random(1), 0.1 + 0.02 * random(3), lags, limits, random(3)], -1),
+        "time": 1 / 30,
     }
 
 
-@functools.cache
-def _step_op(substeps: int) -> kernels.Op:
-    return kernels.Op(
-        f"quadrotor_step_{substeps}",
-        functools.partial(make_quadrotor_step, substeps=substeps),
-        inputs={
-            "pose": "B transform",
-            "velocity": "B vec3",
-            "rates": "B vec3",
-            "thrust": "B scalar",
-            "control": "B vec4",
-            "wind": "B vec3",
-            "mass": "B scalar",
-            "drag": "B vec3",
-            "lags": "B vec2",
-            "max_thrust": "B scalar",
-            "max_rates": "B vec3",
-        },
-        constants={"step_time": "scalar", "gravity": "scalar"},
-        outputs={
-            "pose_out": "B transform",
-            "velocity_out": "B vec3",
-            "rates_out": "B vec3",
-            "thrust_out": "B scalar",
-        },
-        launch="B",
-        samples=_step_samples,
-    )
-
-
-for _substeps in (1, 4):  # registered at import, so that the tests of all operations see them
-    _step_op(_substeps)
+_QUADROTOR.register(_samples)
 
 
 def quadrotor_step(
@@ -115,37 +72,28 @@ def quadrotor_step(
         parameters: `mass` [kg] (B,), `drag` per body axis [N s^2/m^2] (B, 3), `thrust_lag` and `rate_lag` time
             constants [s] (B,), `max_thrust` [N] (B,), `max_rates` [rad/s] (B, 3).
         dt: Duration of the step [s].
-        substeps: Number of substeps, 1 to 16.
+        substeps: Number of substeps.
     Returns:
         The state after the step, with the names and shapes of `state`.
     Raises:
-        InputError: substeps out of range, dt not positive, a pose that is none, or a command that is not finite; the
+        InputError: substeps or dt not positive, a pose that is none, or a state or command that is not finite; the
             last two are not looked for on a GPU, where such a command spoils the state instead.
         ShapeError: a tensor of another shape or dtype.
-    Gradients: exact in everything but dt. A command beyond its limit has gradient zero, and the limit then has it.
+    Gradients: exact in everything but dt. A command beyond its limit has gradient zero, and the limit then has it. A
+        quaternion counts by its direction; along its length the gradient is zero.
     """
-    _check_step(dt, substeps)
+    values = _in_wind(state, wind, parameters)
+    return _QUADROTOR.step(state, control, values, dt, substeps)
+
+
+def _in_wind(
+    state: Mapping[str, Tensor], wind: Tensor | None, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     geometry.check_poses(state["pose"], "quadrotor")
-    _check_control(control)
-    pose, velocity, rates, thrust = _step_op(substeps)(
-        state["pose"],
-        state["velocity"],
-        state["rates"],
-        state["thrust"],
-        control,
-        torch.zeros_like(state["velocity"]) if wind is None else wind,
-        parameters["mass"],
-        parameters["drag"],
-        torch.stack([parameters["thrust_lag"], parameters["rate_lag"]], -1),
-        parameters["max_thrust"],
-        parameters["max_rates"],
-        step_time=dt,
-        gravity=GRAVITY,
-    )
-    return {"pose": pose, "velocity": velocity, "rates": rates, "thrust": thrust}
+    return {**parameters, "wind": torch.zeros_like(state["velocity"]) if wind is None else wind}
 
 
-class Quadrotor(Stage):
+class Quadrotor(VehicleStage):
     """Quadrotors, one per world: state and command in, state after one control step out.
 
     Inputs: `state`, `control`, optional `wind`, and optional `parameters` that replace the stage's own for one
@@ -153,7 +101,7 @@ class Quadrotor(Stage):
 
     Args:
         dt: Duration of a control step [s].
-        substeps: Integration steps per control step, 1 to 16.
+        substeps: Integration steps per control step.
         mass: Mass [kg].
         drag: Quadratic drag of each body axis [N s^2/m^2].
         thrust_lag: Time constant of the motors [s].
@@ -171,9 +119,10 @@ class Quadrotor(Stage):
     """
 
     contract = Contract(
-        inputs={"state": STATE, "control": "B 4", "wind": "B 3", "parameters": PARAMETERS},
-        outputs={"state": STATE},
+        inputs={"state": specs(_STATE), "control": "B 4", "wind": "B 3", "parameters": specs(_PARAMETERS)},
+        outputs={"state": specs(_STATE)},
     )
+    vehicle = _QUADROTOR
 
     mass: Tensor
 
@@ -190,17 +139,7 @@ class Quadrotor(Stage):
         max_rates: Sequence[float] | Tensor = (6.0, 6.0, 3.0),
         learnable: bool = False,
     ):
-        super().__init__()
-        _check_step(dt, substeps)
-        self.dt = dt
-        self.substeps = substeps
-        values = (mass, drag, thrust_lag, rate_lag, max_thrust, max_rates)
-        for (name, spec), value in zip(PARAMETERS.items(), values, strict=True):
-            tensor = _checked(name, value, axes=3 if spec.endswith("3") else None)
-            if learnable:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
+        super().__init__(dt, substeps, (mass, drag, thrust_lag, rate_lag, max_thrust, max_rates), learnable)
 
     def forward(
         self,
@@ -214,13 +153,21 @@ class Quadrotor(Stage):
             parameters = self.parameters_per_world(len(control))
         return quadrotor_step(state, control, wind, parameters, self.dt, self.substeps)
 
-    def parameters_per_world(self, batch: int) -> dict[str, Tensor]:
-        """Return the parameters of each of `batch` worlds: what the input `parameters` takes."""
-        values = {}
-        for name, spec in PARAMETERS.items():
-            value = getattr(self, name)
-            values[name] = value.expand(batch, 3) if spec.endswith("3") else value.expand(batch)
-        return values
+    def simulate(
+        self,
+        state: Mapping[str, Tensor],
+        controls: Tensor,
+        wind: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the states after each of T steps under commands (B, T, 4): one launch, and one for the gradient.
+
+        The same as T calls, with an axis T after that of the worlds; the wind (B, 3) and the parameters stay the same.
+        """
+        if parameters is None:
+            parameters = self.parameters_per_world(len(controls))
+        values = _in_wind(state, wind, parameters)
+        return self.vehicle.simulate(state, controls, values, self.dt, self.substeps)
 
     def hover_state(
         self,
@@ -248,38 +195,3 @@ class Quadrotor(Stage):
             "rates": like.new_zeros(batch, 3),
             "thrust": (mass * GRAVITY).to(like).expand(batch).clone(),
         }
-
-
-def _checked(name: str, value: float | Sequence[float] | Tensor, axes: int | None) -> Tensor:
-    tensor = torch.as_tensor(value)
-    tensor = tensor.clone() if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
-    inner = () if axes is None else (axes,)
-    if tensor.shape != inner and tensor.shape[1:] != inner:
-        expected = "a number or shape (B,)" if axes is None else f"{axes} numbers or shape (B, {axes})"
-        raise InputError(f"quadrotor {name}: expected {expected}, got shape {tuple(tensor.shape)}")
-    least_allowed = tensor >= 0 if name == "drag" else tensor > 0
-    if not bool((least_allowed & torch.isfinite(tensor)).all()):
-        bound = "zero or more" if name == "drag" else "positive"
-        raise InputError(f"quadrotor {name}: expected finite values, {bound}, got {tensor.tolist()}")
-    return tensor
-
-
-def _check_control(control: Tensor) -> None:
-    if control.is_cuda:
-        return
-    finite = torch.isfinite(control)
-    if not bool(finite.all()):
-        world = int((~finite).nonzero()[0, 0])
-        raise InputError(
-            f"quadrotor: the control of world {world} is {control.detach()[world].tolist()}; the limits of thrust and "
-            "rates would hide that, find the step or the weights it came from"
-        )
-
-
-def _check_step(dt: float, substeps: int) -> None:
-    if not 1 <= substeps <= MAX_SUBSTEPS:
-        raise InputError(
-            f"quadrotor substeps: expected 1 to {MAX_SUBSTEPS}, got {substeps}; shorten dt instead"
-        )
-    if not dt > 0:
-        raise InputError(f"quadrotor dt: expected a positive duration in seconds, got {dt}")

@@ -138,6 +138,11 @@ class Layout:
     parameters: int
     scratch: int
 
+    @property
+    def arguments(self) -> list[Any]:
+        """What kernels get before the packed parameters."""
+        return [self.trees]
+
 
 def lay_out(model: Model, device: torch.device) -> Layout:
     """Return the layout of a model on a device; made once for all models of the same joints."""

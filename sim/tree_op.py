@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import warp as wp
@@ -11,7 +11,22 @@ from torch.autograd.function import once_differentiable
 
 from gradpath import kernels
 from gradpath.kernel_launch import SCALARS, Factory
-from gradpath.sim.tree import Layout
+
+
+class Sizes(Protocol):
+    """What a `TreeOp` asks of a layout, such as that of a tree."""
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What the kernel takes before the packed parameters: the tree, or nothing."""
+
+    @property
+    def parameters(self) -> int:
+        """Length P of the packed parameters."""
+
+    @property
+    def scratch(self) -> int:
+        """Numbers of scratch for one world."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +35,7 @@ class TreeOp:
 
     The kernel takes `first`, the tree, the parameters, inputs, constants, scratch and outputs. That of its adjoint
     takes `first`, the tree, the parameters, what `adjoint_takes` names, constants, gradients of the outputs, scratch,
-    and then zeroed gradients: of the parameters, a row per world, and of the inputs.
+    and then zeroed gradients: of the parameters, a row per world, and of the inputs. Vehicles have no tree.
 
     Attributes:
         forward: Factory of the kernel.
@@ -36,15 +51,15 @@ class TreeOp:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     adjoint_takes: tuple[str, ...]
-    widths: Callable[[Layout, Mapping[str, int], Mapping[str, Any]], Sequence[int]]
+    widths: Callable[[Any, Mapping[str, int], Mapping[str, Any]], Sequence[int]]
 
     def __call__(
-        self, layout: Layout, params: Tensor, *inputs: Tensor, history: int = 0, **constants: Any
+        self, layout: Sizes, params: Tensor, *inputs: Tensor, history: int = 0, **constants: Any
     ) -> tuple[Tensor, ...]:
         """Run the kernel.
 
         Args:
-            layout: The tree on the device of the tensors.
+            layout: The tree on the device of the tensors, or other sizes.
             params: Packed parameters, shape (1, P) or (B, P), differentiable.
             *inputs: One tensor (B, numbers) each, differentiable.
             history: Numbers per world of scratch that the adjoint needs beyond that of the layout.
@@ -59,11 +74,11 @@ def _describe(tensor: Tensor) -> Any:
     return wp.from_torch(tensor.detach(), dtype=scalar, requires_grad=False, return_ctype=True)
 
 
-def launch_tree(make: Factory, layout: Layout, params: Tensor, worlds: int, arguments: Sequence[Any]) -> None:
-    """Launch a kernel that takes `first`, the tree and the parameters, then these arguments."""
+def launch_tree(make: Factory, layout: Sizes, params: Tensor, worlds: int, arguments: Sequence[Any]) -> None:
+    """Launch a kernel that takes `first`, what the layout gives and the parameters, then these arguments."""
     described = [_describe(a) if isinstance(a, Tensor) else a for a in (params, *arguments)]
     kernel = kernels.specialize(make, params.dtype)
-    kernels.launch_worlds(kernel, worlds, [layout.trees, *described], params.device)
+    kernels.launch_worlds(kernel, worlds, [*layout.arguments, *described], params.device)
 
 
 class _Launch(torch.autograd.Function):
@@ -73,7 +88,7 @@ class _Launch(torch.autograd.Function):
     def forward(
         ctx: Any,
         op: TreeOp,
-        layout: Layout,
+        layout: Sizes,
         history: int,
         constants: Mapping[str, Any],
         params: Tensor,

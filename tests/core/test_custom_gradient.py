@@ -160,6 +160,6 @@ def test_every_gradient_of_the_library_is_what_it_says(capsys):
     header, *lines, blank, summary = shown.splitlines()
     assert header.split() == ["operation", "kind", "error", "cosine", "result"] and not blank
     rows = {line.split()[0]: line.split()[1:] for line in lines}
-    assert set(rows) == set(registry) and {"quadrotor_step_1", "rasterize", "relax.sort"} <= set(rows)
+    assert set(rows) == set(registry) and {"quadrotor_motion", "rasterize", "relax.sort"} <= set(rows)
     assert all(0 <= float(error) < 1e-5 for kind, error, _, _ in rows.values() if kind == "exact")
     assert summary == f"{len(registry)} of {len(registry)} gradients are what they say"

@@ -28,7 +28,7 @@ def split(samples: dict) -> tuple[list[str], list[torch.Tensor]]:
 
 
 def test_the_library_registers_its_operations():
-    bodies = {"quadrotor_step_1", "quadrotor_step_4"}
+    bodies = {"quadrotor_motion", "bicycle_motion", "differential_drive_motion"}
     assert {"shape_distance", "mesh_distance", "place_vertices", "rasterize", *bodies} <= set(LIBRARY)
 
 

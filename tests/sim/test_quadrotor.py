@@ -217,7 +217,7 @@ def test_float32_agrees_with_float64():
     "options, message",
     [
         ({"dt": 0.0}, "dt: expected a positive duration"),
-        ({"substeps": 17}, "expected 1 to 16, got 17"),
+        ({"substeps": 0}, "substeps: expected at least 1, got 0"),
         ({"mass": -1.0}, "mass: expected finite values, positive"),
         ({"rate_lag": 0.0}, "rate_lag"),
         ({"drag": (0.1, math.nan, 0.1)}, "drag: expected finite values, zero or more"),
@@ -249,25 +249,27 @@ def test_a_command_that_is_not_finite_is_refused_by_world(entry, wrong):
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_the_limits_pass_on_a_command_that_is_not_finite(wrong):
     """What a GPU does, where nobody looks at the command: the state is spoiled, in that world only."""
-    operation = kernels.registry["quadrotor_step_1"]
+    operation = kernels.registry["quadrotor_motion"]
     samples = operation.samples(3)
     samples["control"] = torch.ones(3, 4, dtype=F64)
     samples["control"][1, 0] = wrong
     samples["control"][2, 3] = wrong
-    pose, velocity, rates, thrust = operation.call(**samples)
-    assert torch.isfinite(thrust).tolist() == [True, False, True]
+    state = operation.call(**samples)
+    pose, velocity, rates, thrust = state.split([7, 3, 3, 1], -1)
+    assert torch.isfinite(thrust[:, 0]).tolist() == [True, False, True]
     assert torch.isfinite(rates).all(-1).tolist() == [True, True, False]
     assert torch.isfinite(velocity).all(-1).tolist() == [True, False, False]
     assert torch.isfinite(pose).all(-1).tolist() == [True, False, False]
 
 
 def test_the_samples_of_the_gradient_test_exceed_every_limit():
-    samples = kernels.registry["quadrotor_step_1"].samples(3)
-    thrust, rates = samples["control"][:, 0], samples["control"][:, 1:]
-    assert (thrust > samples["max_thrust"]).any() and (thrust < 0).any()
-    for bound in (rates > samples["max_rates"], rates < -samples["max_rates"]):
-        assert bound.any(0).sum() >= 2
-    inside = (rates.abs() < samples["max_rates"]).all(-1) & (thrust > 0) & (thrust < samples["max_thrust"])
+    samples = kernels.registry["quadrotor_motion"].samples(3)
+    control, most = samples["control"].unflatten(1, (3, 4)), samples["params"][:, None, 6:10]
+    thrust, rates = control[..., 0], control[..., 1:]
+    assert (thrust > most[..., 0]).any() and (thrust < 0).any()
+    for bound in (rates > most[..., 1:], rates < -most[..., 1:]):
+        assert bound.flatten(0, 1).any(0).sum() >= 2
+    inside = (rates.abs() < most[..., 1:]).all(-1) & (thrust > 0) & (thrust < most[..., 0])
     assert inside.any()
 
 
