@@ -98,9 +98,9 @@ def make(scalar):
         shape: wp.vec2i,
         covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        edged: wp.array3d(dtype=wp.uint8),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         # Out:
         alpha: wp.array3d(dtype=scalar),  # B H W
         depth: wp.array3d(dtype=scalar),  # B H W, or empty where it is not asked for
@@ -109,7 +109,8 @@ def make(scalar):
         with_depth = depth.shape[0] > 0
         for y in range(tile[1], tile[3]):
             for x in range(tile[0], tile[2]):
-                if edged[b, y, x] == wp.uint8(0):
+                r = records[b, y, x] - 1
+                if r < 0:
                     seen = covered[b, y, x] != wp.uint8(0)
                     alpha[b, y, x] = wp.where(seen, one, zero)
                     if with_depth:
@@ -119,12 +120,12 @@ def make(scalar):
                             depth[b, y, x] = limits[1]
                 else:
                     z = seen_depths(b, y, x, covered, depths)
-                    cover, _slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
+                    cover, _slope = coverages(z, distances[r], sums[r], limits[2])
                     clear, last = behind(z, limits[1])
                     through = transmittances(cover)
                     alpha[b, y, x] = one - through[3] * clear
                     if with_depth:
-                        value = log_depths(z, sums[b, y, x])
+                        value = log_depths(z, sums[r])
                         rest = depths_behind(cover, value, last)
                         depth[b, y, x] = wp.exp(cover[0] * value[0] + through[0] * rest[0])
 
@@ -150,23 +151,24 @@ def make(scalar):
         shape: wp.vec2i,
         covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        edged: wp.array3d(dtype=wp.uint8),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         g_alpha: wp.array3d(dtype=scalar),  # B H W
         g_depth: wp.array3d(dtype=scalar),  # B H W, or empty: zero
-        # Out, where `edged`:
-        g_layers: wp.array3d(dtype=vec3),  # B H W: gradient of the depths of the layers
-        g_distances: wp.array3d(dtype=vec4),  # B H W: as distances
-        fringes: wp.array3d(dtype=vec4),  # B H W: gradient per weight and log depth of the fringes 0 and 1
+        # Out:
+        g_layers: wp.array(dtype=vec3),  # N: gradient of the depths of the layers
+        g_distances: wp.array(dtype=vec4),  # N: as distances
+        fringes: wp.array(dtype=vec4),  # N: gradient per weight and log depth of the fringes 0 and 1
     ):
-        b, tile = find_tile(first + wp.tid(), shape, edged.shape[1], edged.shape[2])
+        b, tile = find_tile(first + wp.tid(), shape, records.shape[1], records.shape[2])
         for y in range(tile[1], tile[3]):
             for x in range(tile[0], tile[2]):
-                if edged[b, y, x] != wp.uint8(0):
+                r = records[b, y, x] - 1
+                if r >= 0:
                     z = seen_depths(b, y, x, covered, depths)
-                    total = sums[b, y, x]
-                    cover, slope = coverages(z, distances[b, y, x], total, limits[2])
+                    total = sums[r]
+                    cover, slope = coverages(z, distances[r], total, limits[2])
                     value = log_depths(z, total)
                     clear, last = behind(z, limits[1])
                     through = transmittances(cover)
@@ -176,15 +178,15 @@ def make(scalar):
                         g_log = g_depth[b, y, x] * wp.exp(cover[0] * value[0] + through[0] * rest[0])
                     g = gradients_of_coverage(cover, through, value, rest, g_log, g_alpha[b, y, x] * clear)
                     g = wp.cw_mul(g, slope)
-                    g_distances[b, y, x] = vec4(g[1], g[3], g[0], g[2])
+                    g_distances[r] = vec4(g[1], g[3], g[0], g[2])
                     per_weight = vec4(zero, value[0], zero, value[2])
                     if total[0] > zero:
                         per_weight[0] = g_log * cover[0] / total[0]
                     if total[2] > zero:
                         per_weight[2] = g_log * through[1] * cover[2] / total[2]
-                    fringes[b, y, x] = per_weight
+                    fringes[r] = per_weight
                     shares = vec3(through[0] * cover[1], through[2] * cover[3], through[3])
-                    g_layers[b, y, x] = wp.cw_div(shares, z) * g_log
+                    g_layers[r] = wp.cw_div(shares, z) * g_log
 
     @wp.func
     def cover_at(
@@ -194,17 +196,18 @@ def make(scalar):
         radius: scalar,
         covered: wp.array3d(dtype=wp.uint8),
         depths: wp.array3d(dtype=vec3),
-        edged: wp.array3d(dtype=wp.uint8),
-        distances: wp.array3d(dtype=vec4),
-        sums: wp.array3d(dtype=vec4),
+        records: wp.array3d(dtype=wp.int32),
+        distances: wp.array(dtype=vec4),
+        sums: wp.array(dtype=vec4),
     ):
         """Depths of a pixel's layers, its coverages, and their derivatives by distance."""
         z = seen_depths(b, y, x, covered, depths)
         d = vec4(radius, radius, radius, radius)
         total = vec4(zero, zero, zero, zero)
-        if edged[b, y, x] != wp.uint8(0):
-            d = distances[b, y, x]
-            total = sums[b, y, x]
+        r = records[b, y, x] - 1
+        if r >= 0:
+            d = distances[r]
+            total = sums[r]
         cover, slope = coverages(z, d, total, radius)
         return z, cover, slope
 
@@ -216,9 +219,9 @@ def make(scalar):
         shape: wp.vec2i,
         covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        edged: wp.array3d(dtype=wp.uint8),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         # Out:
         weights: wp.array4d(
             dtype=scalar
@@ -227,7 +230,7 @@ def make(scalar):
         b, tile = find_tile(first + wp.tid(), shape, covered.shape[1], covered.shape[2])
         for y in range(tile[1], tile[3]):
             for x in range(tile[0], tile[2]):
-                z, cover, _slope = cover_at(b, y, x, limits[2], covered, depths, edged, distances, sums)
+                z, cover, _slope = cover_at(b, y, x, limits[2], covered, depths, records, distances, sums)
                 clear, _last = behind(z, limits[1])
                 through = scalar(1.0)
                 for k in range(4):
@@ -244,19 +247,20 @@ def make(scalar):
         shape: wp.vec2i,
         covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        edged: wp.array3d(dtype=wp.uint8),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         g_weights: wp.array4d(dtype=scalar),  # B H W 6
-        # Out, where `edged`:
-        g_distances: wp.array3d(dtype=vec4),  # B H W: as distances
-        fringes: wp.array3d(dtype=vec4),  # B H W: no gradient
+        # Out:
+        g_distances: wp.array(dtype=vec4),  # N: as distances
+        fringes: wp.array(dtype=vec4),  # N: no gradient
     ):
         b, tile = find_tile(first + wp.tid(), shape, covered.shape[1], covered.shape[2])
         for y in range(tile[1], tile[3]):
             for x in range(tile[0], tile[2]):
-                if edged[b, y, x] != wp.uint8(0):
-                    z, cover, slope = cover_at(b, y, x, limits[2], covered, depths, edged, distances, sums)
+                r = records[b, y, x] - 1
+                if r >= 0:
+                    z, cover, slope = cover_at(b, y, x, limits[2], covered, depths, records, distances, sums)
                     clear, _last = behind(z, limits[1])
                     # Back to front: what lies behind an element is worth `rest` per transmittance.
                     rest = clear * g_weights[b, y, x, 5] + (one - clear) * g_weights[b, y, x, 4]
@@ -266,13 +270,13 @@ def make(scalar):
                         gain[k] = g_weights[b, y, x, k] - rest
                         rest += cover[k] * gain[k]
                     through = transmittances(cover)
-                    g_distances[b, y, x] = vec4(
+                    g_distances[r] = vec4(
                         gain[1] * through[0] * slope[1],
                         gain[3] * through[2] * slope[3],
                         gain[0] * slope[0],
                         gain[2] * through[1] * slope[2],
                     )
-                    fringes[b, y, x] = vec4(zero, zero, zero, zero)
+                    fringes[r] = vec4(zero, zero, zero, zero)
 
     return SimpleNamespace(
         composite=_composite_layers,

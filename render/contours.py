@@ -11,7 +11,8 @@ profile(-d); profile is a quintic step of compact support, 1/2 at 0. Both sides 
 image is continuous where a contour sweeps over a pixel, and the 1/2 level of alpha is the outline itself. The depth
 of a fringe is the mean log depth of the contours near the pixel, weighted towards the nearest.
 
-Only pixels near a contour have any of this: `edged` tells which, and what the others hold is not written.
+Only pixels near a contour have any of this. It is kept in records, which every thread numbers from the first place of
+its block of pixels on, so that memory between the last of them and the next block is never touched.
 """
 # mypy: ignore-errors
 # Kernels are written in Warp's language: their annotations are values, not Python types.
@@ -262,28 +263,31 @@ def make(scalar):
 
     @wp.func
     def keep_nearest(
-        b: int,
-        y: int,
-        x: int,
+        r: int,
         slot: int,
         e: int,
         distance: scalar,
         radius: scalar,
-        edged: wp.array3d(dtype=wp.uint8),
-        distances: wp.array3d(dtype=vec4),
-        nearest: wp.array3d(dtype=wp.vec4i),
+        is_new: wp.bool,
+        distances: wp.array(dtype=vec4),
+        nearest: wp.array(dtype=wp.vec4i),
     ):
-        """Note contour e in a slot of the pixel if none is nearer."""
+        """Note contour e in a slot of record r if none is nearer."""
         d = vec4(radius, radius, radius, radius)
         n = wp.vec4i(-1, -1, -1, -1)
-        if edged[b, y, x] != wp.uint8(0):
-            d = distances[b, y, x]
-            n = nearest[b, y, x]
+        if not is_new:
+            d = distances[r]
+            n = nearest[r]
         if distance < d[slot] * nearer or n[slot] < 0:
             d[slot] = distance
             n[slot] = e
-            distances[b, y, x] = d
-            nearest[b, y, x] = n
+            distances[r] = d
+            nearest[r] = n
+
+    @wp.func
+    def first_place(b: int, tile: wp.vec4i, height: int, width: int):
+        """Where the records of a block of pixels begin: blocks have as many places as pixels, row by row of blocks."""
+        return (b * height + tile[1]) * width + tile[0] * (tile[3] - tile[1])
 
     @wp.kernel(module=module, enable_backward=False)
     def _gather_contours(
@@ -300,16 +304,15 @@ def make(scalar):
         depths: wp.array3d(dtype=vec3),  # B H W
         hits: wp.array3d(dtype=wp.vec3i),  # B H W
         # Out:
-        edged: wp.array3d(dtype=wp.uint8),  # B H W, zeroed: 1 where the following are written
-        distances: wp.array3d(
-            dtype=vec4
-        ),  # B H W: inside layers 0, 1, outside before them; the radius if none
-        nearest: wp.array3d(dtype=wp.vec4i),  # B H W: the edges of those distances, -1 if none
-        sums: wp.array3d(dtype=vec4),  # B H W: fringe weight and weighted log depth, before layers 0, 1
+        records: wp.array3d(dtype=wp.int32),  # B H W, zeroed: 1 + the place of the pixel's record, 0 for none
+        distances: wp.array(dtype=vec4),  # N: inside layers 0, 1, outside before them; the radius if none
+        nearest: wp.array(dtype=wp.vec4i),  # N: the edges of those distances, -1 if none
+        sums: wp.array(dtype=vec4),  # N: fringe weight and weighted log depth, before layers 0, 1
     ):
         b, tile = find_tile(first + wp.tid(), shape, covered.shape[1], covered.shape[2])
         centre = centre_of(covered.shape[1], covered.shape[2])
         radius = limits[2]
+        place = first_place(b, tile, covered.shape[1], covered.shape[2])
         for e in range(edges.shape[0]):
             contour = find_contour(b, edges[e], edge_info[e][1], points, limits, tile, centre)
             if contour.side != zero:
@@ -334,13 +337,16 @@ def make(scalar):
                                     fringe[2 * slot + 1] = weight * wp.log(contact.z)
                                     slot += 2
                             if slot >= 0:
-                                keep_nearest(
-                                    b, y, x, slot, e, contact.distance, radius, edged, distances, nearest
-                                )
-                                if edged[b, y, x] != wp.uint8(0):
-                                    fringe += sums[b, y, x]
-                                sums[b, y, x] = fringe
-                                edged[b, y, x] = wp.uint8(1)
+                                r = records[b, y, x] - 1
+                                is_new = r < 0
+                                if is_new:
+                                    r = place
+                                    place += 1
+                                    records[b, y, x] = place
+                                else:
+                                    fringe += sums[r]
+                                sums[r] = fringe
+                                keep_nearest(r, slot, e, contact.distance, radius, is_new, distances, nearest)
 
     return SimpleNamespace(
         Contour=Contour,

@@ -21,22 +21,23 @@ SUPPORT = 15.0 / 16.0 * math.sqrt(2.0 * math.pi)
 class EdgeState(NamedTuple):
     """What is known of every pixel, without gradient; meaning as in `layers` and `contours`.
 
-    Where `covered` is 0, `depths` and `hits` are not written, and where `edged` is 0, `distances`, `nearest` and `sums`
-    are not. These three are of no elements in a hard image, which has no contours.
+    Where `covered` is 0, `depths` and `hits` are not written. Of `distances`, `nearest` and `sums`, shape (B H W, 4),
+    only the rows are written that `records` names: it is 1 + the row of a pixel, 0 for one without contours. A hard
+    image has no rows. On the CPU what is not written needs no memory, which comes with the first touch.
     """
 
     covered: Tensor
     depths: Tensor
     hits: Tensor
-    edged: Tensor
+    records: Tensor
     distances: Tensor
     nearest: Tensor
     sums: Tensor
 
     def hard(self) -> "EdgeState":
         """The same surfaces without contours."""
-        none = self.depths.new_empty(0, 0, 0, 4)
-        return EdgeState(*self[:3], torch.zeros_like(self.edged), none, none.to(torch.int32), none)
+        none = self.depths.new_empty(0, 4)
+        return EdgeState(*self[:3], torch.zeros_like(self.records), none, none.to(torch.int32), none)
 
 
 class EdgeLauncher(Launcher):
@@ -59,18 +60,19 @@ class EdgeLauncher(Launcher):
 
     def contours(self, state: EdgeState) -> tuple[Any, ...]:
         """The nearest contours of a state as kernels take them."""
-        return kernels.array(state.edged, wp.uint8), kernels.array(state.nearest, wp.vec4i)
+        return kernels.array(state.records, wp.int32), kernels.array(state.nearest, wp.vec4i)
 
     def state(self, soft: bool) -> EdgeState:
         """Find layers, and for a soft image contours."""
-        found, flags = self.layers(), self.new_flags()
+        found, records = self.layers(), self.new_flags(torch.int32)
         if not soft:
-            none = self.none(4)
-            return EdgeState(*found, flags, none, none.to(torch.int32), none)
-        state = EdgeState(*found, flags, self.new(4), self.new(4, dtype=torch.int32), self.new(4))
+            none = self.like.new_empty(0, 4)
+            return EdgeState(*found, records, none, none.to(torch.int32), none)
+        rows = (self.new_rows(4), self.new_rows(4, dtype=torch.int32), self.new_rows(4))
+        state = EdgeState(*found, records, *rows)
         given = (self.edges, self.edge_info, self.face_info, self.points)
-        edged, nearest = self.contours(state)
-        out = (edged, self.vec4(state.distances), nearest, self.vec4(state.sums))
+        records_out, nearest = self.contours(state)
+        out = (records_out, self.vec4(state.distances), nearest, self.vec4(state.sums))
         rest = (*self.surfaces(state), *out)
         self.launch_blocks(contours.make(self.scalar).gather, given, rest, self.tile)
         return state
@@ -78,8 +80,8 @@ class EdgeLauncher(Launcher):
     def _mix(self, state: EdgeState) -> tuple[Any, ...]:
         """What composition looks at in a state."""
         covered, depths, _hits = self.surfaces(state)
-        edged = kernels.array(state.edged, wp.uint8)
-        return covered, depths, edged, self.vec4(state.distances), self.vec4(state.sums)
+        records = kernels.array(state.records, wp.int32)
+        return covered, depths, records, self.vec4(state.distances), self.vec4(state.sums)
 
     def composite(self, state: EdgeState, with_depth: bool) -> tuple[Tensor, Tensor]:
         """Alpha and depth, the latter of no elements if it is not asked for."""
@@ -90,11 +92,11 @@ class EdgeLauncher(Launcher):
 
     def uncomposite(self, state: EdgeState, g_alpha: Tensor, g_depth: Tensor | None) -> Tensor:
         """Gradient of the vertices from those of alpha and depth."""
-        g_points, g_layers = torch.zeros_like(self.like), self.none(3)
+        g_points, g_layers = torch.zeros_like(self.like), self.like.new_empty(0, 3)
         if (
             state.distances.numel() > 0
         ):  # without contours every hit is opaque, and its depth that of its plane
-            g_layers, g_distances, fringes = self.new(3), self.new(4), self.new(4)
+            g_layers, g_distances, fringes = self.new_rows(3), self.new_rows(4), self.new_rows(4)
             out = (self.vec3(g_layers), self.vec4(g_distances), self.vec4(fringes))
             seeds = (self.number(g_alpha), self.number(self.none() if g_depth is None else g_depth))
             self.launch_blocks(self.blend.uncomposite, (), (*self._mix(state), *seeds, *out), self.patch)
@@ -111,7 +113,7 @@ class EdgeLauncher(Launcher):
 
     def unweigh(self, state: EdgeState, g_weights: Tensor) -> Tensor:
         """Gradient of the vertices from that of the weights."""
-        g_points, g_distances, fringes = torch.zeros_like(self.like), self.new(4), self.new(4)
+        g_points, g_distances, fringes = torch.zeros_like(self.like), self.new_rows(4), self.new_rows(4)
         seeds = (self.number(g_weights), self.vec4(g_distances), self.vec4(fringes))
         self.launch_blocks(self.blend.unweigh, (), (*self._mix(state), *seeds), self.patch)
         self._scatter(state, g_distances, fringes, g_points)
@@ -123,7 +125,7 @@ class EdgeLauncher(Launcher):
         covered, _depths, hits = self.surfaces(state)
         corners = self.like.new_empty(self.worlds, faces, 3, 3)
         given = (self.faces, self.face_info, self.points, self.limits)
-        seeds = (kernels.array(state.edged, wp.uint8), self.vec3(g_layers), self.number(g_depth))
+        seeds = (kernels.array(state.records, wp.int32), self.vec3(g_layers), self.number(g_depth))
         kernel = layers.make(self.scalar).unraster
         self.launch(kernel, (*given, covered, hits, *seeds, self.vec3(corners)), faces)
         self.collect(self.topology.corners_at, corners.flatten(1, 2), g_points)

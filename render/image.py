@@ -98,9 +98,13 @@ class Launcher:
         """Return an image-sized tensor without pixels: what is not asked for."""
         return self.like.new_empty(0, 0, 0, *inner)
 
-    def new_flags(self) -> Tensor:
-        """Return a zeroed byte for each pixel: whether what other tensors hold of it has been written."""
-        return self.new(dtype=torch.uint8).zero_()
+    def new_rows(self, inner: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialized tensor with a row for each pixel at most, for what few pixels have."""
+        return self.new(inner, dtype=dtype).flatten(0, 2)
+
+    def new_flags(self, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Return a zero for each pixel: what other tensors hold of it is not written yet."""
+        return self.new(dtype=dtype).zero_()
 
     def launch(self, kernel: Any, args: Sequence[Any], each: int) -> None:
         """Launch over all worlds and what there is of each: faces, edges, vertices, blocks of pixels."""

@@ -214,14 +214,14 @@ def make(scalar):
         points: wp.array2d(dtype=vec3),  # B V, homogeneous
         limits: vec3,  # near, far, radius
         shape: wp.vec2i,
-        edged: wp.array3d(dtype=wp.uint8),  # B H W
-        nearest: wp.array3d(dtype=wp.vec4i),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        nearest: wp.array(dtype=wp.vec4i),  # N
         attributes: wp.array3d(dtype=scalar),  # B A C
         # Out:
         values: wp.array4d(dtype=scalar),  # B H W (pieces C)
     ):
-        height = edged.shape[1]
-        width = edged.shape[2]
+        height = records.shape[1]
+        width = records.shape[2]
         b, tile = find_tile(first + wp.tid(), shape, height, width)
         centre = centre_of(height, width)
         whole = wp.vec4i(0, 0, width, height)
@@ -230,8 +230,9 @@ def make(scalar):
             for x in range(tile[0], tile[2]):
                 for k in range(2):
                     e = int(-1)
-                    if edged[b, y, x] != wp.uint8(0):
-                        e = nearest[b, y, x][2 + k]
+                    r = records[b, y, x] - 1
+                    if r >= 0:
+                        e = nearest[r][2 + k]
                     start = 2 * k * channels
                     if e >= 0:
                         contour = find_contour(b, edges[e], edge_info[e][1], points, limits, whole, centre)
@@ -298,8 +299,8 @@ def make(scalar):
         # In:
         points: wp.array2d(dtype=vec3),  # B V
         limits: vec3,
-        edged: wp.array3d(dtype=wp.uint8),  # B H W
-        nearest: wp.array3d(dtype=wp.vec4i),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        nearest: wp.array(dtype=wp.vec4i),  # N
         attributes: wp.array3d(dtype=scalar),  # B A C
         g_values: wp.array4d(dtype=scalar),  # B H W (pieces C)
         # Out:
@@ -310,8 +311,8 @@ def make(scalar):
         b = item // edges.shape[0]
         e = item - b * edges.shape[0]
         edge = edges[e]
-        tile = wp.vec4i(0, 0, edged.shape[2], edged.shape[1])
-        centre = centre_of(edged.shape[1], edged.shape[2])
+        tile = wp.vec4i(0, 0, records.shape[2], records.shape[1])
+        centre = centre_of(records.shape[1], records.shape[2])
         contour = find_contour(b, edge, edge_info[e][1], points, limits, tile, centre)
         if contour.side == zero:
             g_ends[b, e, 0] = vec3(zero, zero, zero)
@@ -323,9 +324,10 @@ def make(scalar):
         for y in range(box[1], box[3] + 1):
             begin, end = row_span(contour, y, box[0], box[2], limits[2])
             for x in range(begin, end + 1):
-                if edged[b, y, x] != wp.uint8(0):
+                r = records[b, y, x] - 1
+                if r >= 0:
                     for k in range(2):
-                        if nearest[b, y, x][2 + k] == e:
+                        if nearest[r][2 + k] == e:
                             contact = touch(contour, x, y, limits[2])
                             _part, share = share_of(contour, contact.t, contact.z)
                             seed = wp.vec4i(y, x, 2 * k * attributes.shape[2], 0)

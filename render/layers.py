@@ -280,8 +280,8 @@ def make(scalar):
         limits: vec3,
         covered: wp.array3d(dtype=wp.uint8),  # B H W
         hits: wp.array3d(dtype=wp.vec3i),  # B H W
-        edged: wp.array3d(dtype=wp.uint8),  # B H W: 1 where `g_layers` holds; elsewhere one layer is seen
-        g_layers: wp.array3d(dtype=vec3),  # B H W: gradient of the depths of the three layers
+        records: wp.array3d(dtype=wp.int32),  # B H W: 1 + place in `g_layers`; 0: one layer is seen
+        g_layers: wp.array(dtype=vec3),  # N: gradient of the depths of the three layers
         g_depth: wp.array3d(dtype=scalar),  # B H W: gradient of the depth of the image
         # Out:
         corners: wp.array3d(dtype=vec3),  # B F 3: gradient of the corners of each face
@@ -304,8 +304,9 @@ def make(scalar):
                     layer = layer_of(hits[b, y, x], f)
                     if layer >= 0:
                         g = zero
-                        if edged[b, y, x] != wp.uint8(0):
-                            g = g_layers[b, y, x][layer]
+                        r = records[b, y, x] - 1
+                        if r >= 0:
+                            g = g_layers[r][layer]
                         elif layer == 0:
                             g = g_depth[b, y, x]
                         ray = pixel_ray(x, y, centre)

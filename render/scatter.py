@@ -109,10 +109,10 @@ def make(scalar):
         covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
         hits: wp.array3d(dtype=wp.vec3i),  # B H W
-        edged: wp.array3d(dtype=wp.uint8),  # B H W
-        nearest: wp.array3d(dtype=wp.vec4i),  # B H W
-        g_distances: wp.array3d(dtype=vec4),  # B H W
-        fringes: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        nearest: wp.array(dtype=wp.vec4i),  # N
+        g_distances: wp.array(dtype=vec4),  # N
+        fringes: wp.array(dtype=vec4),  # N
         # Out:
         ends: wp.array3d(dtype=vec3),  # B E 2: gradient of the ends of each edge
     ):
@@ -133,22 +133,23 @@ def make(scalar):
         for y in range(box[1], box[3] + 1):
             begin, end = row_span(contour, y, box[0], box[2], radius)
             for x in range(begin, end + 1):
-                if edged[b, y, x] != wp.uint8(0):
+                r = records[b, y, x] - 1
+                if r >= 0:
                     contact = touch(contour, x, y, radius)
                     if contact.distance < radius and contact.z < limits[1]:
                         g_distance = scalar(0.0)
                         g_log = scalar(0.0)
                         if contact.inside:
-                            g_distance = gradient_inside(e, nearest[b, y, x], g_distances[b, y, x])
+                            g_distance = gradient_inside(e, nearest[r], g_distances[r])
                         else:
                             others = owners(b, y, x, covered, hits, face_info)
                             before = seen_depths(b, y, x, covered, depths)
                             slot = fringe_slot(contact, edge_info[e][0], before, others)
                             if slot >= 0:
-                                n = nearest[b, y, x]
-                                g = g_distances[b, y, x]
+                                n = nearest[r]
+                                g = g_distances[r]
                                 g_distance, g_log = gradient_outside(
-                                    e, slot, contact, radius, n, g, fringes[b, y, x]
+                                    e, slot, contact, radius, n, g, fringes[r]
                                 )
                         pull = pull_at(contour, contact, x, y, g_distance, g_log)
                         total.start += pull.start
