@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import warp as wp
 
-from gradpath.render import layers
+from gradpath.render import contours, layers
 
 
 @functools.cache
 def make(scalar):
     """Kernels `composite` and `weigh` for one scalar type, and their adjoints `uncomposite` and `unweigh`."""
     shared = layers.make(scalar)
-    vec3, vec4, nothing = shared.vec3, shared.vec4, shared.nothing
-    pixel_ray, spread_hit = shared.pixel_ray, shared.spread_hit
+    vec3, vec4, nothing, find_tile = shared.vec3, shared.vec4, shared.nothing, shared.find_tile
+    seen_depths = contours.make(scalar).seen_depths
     module = wp.get_module(f"gradpath.render.composite_{scalar.__name__}")
     one = wp.constant(scalar(1.0))
     zero = wp.constant(scalar(0.0))
@@ -74,172 +74,209 @@ def make(scalar):
         return one, wp.log(far)
 
     @wp.func
-    def is_plain(depths: vec3, distances: vec4, sums: vec4, radius: scalar):
-        """Whether the pixel is away from all contours that matter: its first layer hides all, or there is nothing."""
-        return sums[0] <= zero and (depths[0] >= nothing or distances[0] >= radius)
+    def depths_behind(cover: vec4, value: vec4, last: scalar):
+        """Log depth of all that lies behind each of the four elements."""
+        rest3 = last
+        rest2 = cover[3] * value[3] + (one - cover[3]) * rest3
+        rest1 = cover[2] * value[2] + (one - cover[2]) * rest2
+        rest0 = cover[1] * value[1] + (one - cover[1]) * rest1
+        return vec4(rest0, rest1, rest2, rest3)
+
+    @wp.func
+    def transmittances(cover: vec4):
+        """How much passes the first of the four elements, the first two, three, and all."""
+        t1 = one - cover[0]
+        t2 = t1 * (one - cover[1])
+        t3 = t2 * (one - cover[2])
+        return vec4(t1, t2, t3, t3 * (one - cover[3]))
 
     @wp.kernel(module=module, enable_backward=False)
     def _composite_layers(
         first: int,
         # In:
         limits: vec3,  # near, far, radius
+        shape: wp.vec2i,
+        covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         # Out:
         alpha: wp.array3d(dtype=scalar),  # B H W
-        depth: wp.array3d(dtype=scalar),  # B H W
+        depth: wp.array3d(dtype=scalar),  # B H W, or empty where it is not asked for
     ):
-        world, y, x = wp.tid()
-        b = first + world
-        z = depths[b, y, x]
-        if is_plain(z, distances[b, y, x], sums[b, y, x], limits[2]):
-            if z[0] < nothing:
-                alpha[b, y, x] = one
-                depth[b, y, x] = z[0]
-            else:
-                alpha[b, y, x] = zero
-                depth[b, y, x] = limits[1]
-            return
-        cover, _slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
-        value = log_depths(z, sums[b, y, x])
-        clear, last = behind(z, limits[1])
-        through = scalar(1.0)
-        log_depth = scalar(0.0)
-        for k in range(4):
-            log_depth += through * cover[k] * value[k]
-            through *= one - cover[k]
-        alpha[b, y, x] = one - through * clear
-        depth[b, y, x] = wp.exp(log_depth + through * last)
+        b, tile = find_tile(first + wp.tid(), shape, alpha.shape[1], alpha.shape[2])
+        with_depth = depth.shape[0] > 0
+        for y in range(tile[1], tile[3]):
+            for x in range(tile[0], tile[2]):
+                r = records[b, y, x] - 1
+                if r < 0:
+                    seen = covered[b, y, x] != wp.uint8(0)
+                    alpha[b, y, x] = wp.where(seen, one, zero)
+                    if with_depth:
+                        if seen:
+                            depth[b, y, x] = depths[b, y, x][0]
+                        else:
+                            depth[b, y, x] = limits[1]
+                else:
+                    z = seen_depths(b, y, x, covered, depths)
+                    cover, _slope = coverages(z, distances[r], sums[r], limits[2])
+                    clear, last = behind(z, limits[1])
+                    through = transmittances(cover)
+                    alpha[b, y, x] = one - through[3] * clear
+                    if with_depth:
+                        value = log_depths(z, sums[r])
+                        rest = depths_behind(cover, value, last)
+                        depth[b, y, x] = wp.exp(cover[0] * value[0] + through[0] * rest[0])
+
+    @wp.func
+    def gradients_of_coverage(
+        cover: vec4, through: vec4, value: vec4, rest: vec4, g_log: scalar, g_clear: scalar
+    ):
+        """Gradients of the coverages of fringe 0, layer 0, fringe 1, layer 1."""
+        c01 = through[1]
+        c23 = (one - cover[2]) * (one - cover[3])
+        return vec4(
+            g_log * (value[0] - rest[0]) + g_clear * (one - cover[1]) * c23,
+            g_log * through[0] * (value[1] - rest[1]) + g_clear * (one - cover[0]) * c23,
+            g_log * through[1] * (value[2] - rest[2]) + g_clear * c01 * (one - cover[3]),
+            g_log * through[2] * (value[3] - rest[3]) + g_clear * c01 * (one - cover[2]),
+        )
 
     @wp.kernel(module=module, enable_backward=False)
     def _uncomposite_layers(
         first: int,
-        # Model:
-        faces: wp.array(dtype=wp.vec3i),  # F
         # In:
-        points: wp.array2d(dtype=vec3),  # B V
-        cameras: wp.array(dtype=vec4),  # B
         limits: vec3,
+        shape: wp.vec2i,
+        covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        hits: wp.array3d(dtype=wp.vec3i),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         g_alpha: wp.array3d(dtype=scalar),  # B H W
-        g_depth: wp.array3d(dtype=scalar),  # B H W
+        g_depth: wp.array3d(dtype=scalar),  # B H W, or empty: zero
         # Out:
-        g_distances: wp.array3d(dtype=vec4),  # B H W, zeroed: as distances
-        fringes: wp.array3d(
-            dtype=vec4
-        ),  # B H W, zeroed: gradient per weight and log depth of the fringes 0 and 1
-        g_points: wp.array2d(dtype=vec3),  # B V
-        g_cameras: wp.array(dtype=vec4),  # B
+        g_layers: wp.array(dtype=vec3),  # N: gradient of the depths of the layers
+        g_distances: wp.array(dtype=vec4),  # N: as distances
+        fringes: wp.array(dtype=vec4),  # N: gradient per weight and log depth of the fringes 0 and 1
     ):
-        world, y, x = wp.tid()
-        b = first + world
-        z = depths[b, y, x]
-        total = sums[b, y, x]
-        if is_plain(z, distances[b, y, x], total, limits[2]):
-            face_0 = hits[b, y, x][0]
-            g_z = g_depth[b, y, x]
-            if face_0 >= 0 and g_z != zero:
-                ray_0 = pixel_ray(x, y, cameras[b])
-                spread_hit(b, faces[face_0], ray_0, cameras[b], g_z, points, g_points, g_cameras)
-            return
-        cover, slope = coverages(z, distances[b, y, x], total, limits[2])
-        value = log_depths(z, total)
-        clear, last = behind(z, limits[1])
-        # Front to back: transmittance before each element, and the log depth of all that lies behind it.
-        t1 = one - cover[0]
-        t2 = t1 * (one - cover[1])
-        t3 = t2 * (one - cover[2])
-        t4 = t3 * (one - cover[3])
-        rest3 = last
-        rest2 = cover[3] * value[3] + (one - cover[3]) * rest3
-        rest1 = cover[2] * value[2] + (one - cover[2]) * rest2
-        rest0 = cover[1] * value[1] + (one - cover[1]) * rest1
-        g_log = g_depth[b, y, x] * wp.exp(cover[0] * value[0] + t1 * rest0)
-        g_clear = g_alpha[b, y, x] * clear
-        c01 = (one - cover[0]) * (one - cover[1])
-        c23 = (one - cover[2]) * (one - cover[3])
-        g_f0 = g_log * (value[0] - rest0) + g_clear * (one - cover[1]) * c23
-        g_l0 = g_log * t1 * (value[1] - rest1) + g_clear * (one - cover[0]) * c23
-        g_f1 = g_log * t2 * (value[2] - rest2) + g_clear * c01 * (one - cover[3])
-        g_l1 = g_log * t3 * (value[3] - rest3) + g_clear * c01 * (one - cover[2])
-        g_distances[b, y, x] = vec4(g_l0 * slope[1], g_l1 * slope[3], g_f0 * slope[0], g_f1 * slope[2])
-        per_weight = vec4(zero, value[0], zero, value[2])
-        if total[0] > zero:
-            per_weight[0] = g_log * cover[0] / total[0]
-        if total[2] > zero:
-            per_weight[2] = g_log * t2 * cover[2] / total[2]
-        fringes[b, y, x] = per_weight
-        hit = hits[b, y, x]
-        camera = cameras[b]
-        ray = pixel_ray(x, y, camera)
-        if hit[0] >= 0 and g_log != zero:
-            g = g_log * t1 * cover[1] / z[0]
-            spread_hit(b, faces[hit[0]], ray, camera, g, points, g_points, g_cameras)
-        if hit[1] >= 0 and g_log != zero:
-            g = g_log * t3 * cover[3] / z[1]
-            spread_hit(b, faces[hit[1]], ray, camera, g, points, g_points, g_cameras)
-        if hit[2] >= 0 and t4 * g_log != zero:
-            spread_hit(b, faces[hit[2]], ray, camera, g_log * t4 / z[2], points, g_points, g_cameras)
+        b, tile = find_tile(first + wp.tid(), shape, records.shape[1], records.shape[2])
+        for y in range(tile[1], tile[3]):
+            for x in range(tile[0], tile[2]):
+                r = records[b, y, x] - 1
+                if r >= 0:
+                    z = seen_depths(b, y, x, covered, depths)
+                    total = sums[r]
+                    cover, slope = coverages(z, distances[r], total, limits[2])
+                    value = log_depths(z, total)
+                    clear, last = behind(z, limits[1])
+                    through = transmittances(cover)
+                    rest = depths_behind(cover, value, last)
+                    g_log = zero
+                    if g_depth.shape[0] > 0:
+                        g_log = g_depth[b, y, x] * wp.exp(cover[0] * value[0] + through[0] * rest[0])
+                    g = gradients_of_coverage(cover, through, value, rest, g_log, g_alpha[b, y, x] * clear)
+                    g = wp.cw_mul(g, slope)
+                    g_distances[r] = vec4(g[1], g[3], g[0], g[2])
+                    per_weight = vec4(zero, value[0], zero, value[2])
+                    if total[0] > zero:
+                        per_weight[0] = g_log * cover[0] / total[0]
+                    if total[2] > zero:
+                        per_weight[2] = g_log * through[1] * cover[2] / total[2]
+                    fringes[r] = per_weight
+                    shares = vec3(through[0] * cover[1], through[2] * cover[3], through[3])
+                    g_layers[r] = wp.cw_div(shares, z) * g_log
+
+    @wp.func
+    def cover_at(
+        b: int,
+        y: int,
+        x: int,
+        radius: scalar,
+        covered: wp.array3d(dtype=wp.uint8),
+        depths: wp.array3d(dtype=vec3),
+        records: wp.array3d(dtype=wp.int32),
+        distances: wp.array(dtype=vec4),
+        sums: wp.array(dtype=vec4),
+    ):
+        """Depths of a pixel's layers, its coverages, and their derivatives by distance."""
+        z = seen_depths(b, y, x, covered, depths)
+        d = vec4(radius, radius, radius, radius)
+        total = vec4(zero, zero, zero, zero)
+        r = records[b, y, x] - 1
+        if r >= 0:
+            d = distances[r]
+            total = sums[r]
+        cover, slope = coverages(z, d, total, radius)
+        return z, cover, slope
 
     @wp.kernel(module=module, enable_backward=False)
     def _weigh_layers(
         first: int,
         # In:
         limits: vec3,  # near, far, radius
+        shape: wp.vec2i,
+        covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         # Out:
         weights: wp.array4d(
             dtype=scalar
         ),  # B H W 6: fringe 0, layer 0, fringe 1, layer 1, layer 2, background
     ):
-        world, y, x = wp.tid()
-        b = first + world
-        z = depths[b, y, x]
-        cover, _slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
-        clear, _last = behind(z, limits[1])
-        through = scalar(1.0)
-        for k in range(4):
-            weights[b, y, x, k] = through * cover[k]
-            through *= one - cover[k]
-        weights[b, y, x, 4] = through * (one - clear)
-        weights[b, y, x, 5] = through * clear
+        b, tile = find_tile(first + wp.tid(), shape, covered.shape[1], covered.shape[2])
+        for y in range(tile[1], tile[3]):
+            for x in range(tile[0], tile[2]):
+                z, cover, _slope = cover_at(b, y, x, limits[2], covered, depths, records, distances, sums)
+                clear, _last = behind(z, limits[1])
+                through = scalar(1.0)
+                for k in range(4):
+                    weights[b, y, x, k] = through * cover[k]
+                    through *= one - cover[k]
+                weights[b, y, x, 4] = through * (one - clear)
+                weights[b, y, x, 5] = through * clear
 
     @wp.kernel(module=module, enable_backward=False)
     def _unweigh_layers(
         first: int,
         # In:
         limits: vec3,
+        shape: wp.vec2i,
+        covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
-        distances: wp.array3d(dtype=vec4),  # B H W
-        sums: wp.array3d(dtype=vec4),  # B H W
+        records: wp.array3d(dtype=wp.int32),  # B H W
+        distances: wp.array(dtype=vec4),  # N
+        sums: wp.array(dtype=vec4),  # N
         g_weights: wp.array4d(dtype=scalar),  # B H W 6
         # Out:
-        g_distances: wp.array3d(dtype=vec4),  # B H W: as distances
+        g_distances: wp.array(dtype=vec4),  # N: as distances
+        fringes: wp.array(dtype=vec4),  # N: no gradient
     ):
-        world, y, x = wp.tid()
-        b = first + world
-        z = depths[b, y, x]
-        cover, slope = coverages(z, distances[b, y, x], sums[b, y, x], limits[2])
-        clear, _last = behind(z, limits[1])
-        # Back to front: what lies behind an element is worth `rest` per transmittance.
-        rest = clear * g_weights[b, y, x, 5] + (one - clear) * g_weights[b, y, x, 4]
-        gain = vec4(zero, zero, zero, zero)
-        for j in range(4):
-            k = 3 - j
-            gain[k] = g_weights[b, y, x, k] - rest
-            rest += cover[k] * gain[k]
-        t1 = one - cover[0]
-        t2 = t1 * (one - cover[1])
-        t3 = t2 * (one - cover[2])
-        g_distances[b, y, x] = vec4(
-            gain[1] * t1 * slope[1], gain[3] * t3 * slope[3], gain[0] * slope[0], gain[2] * t2 * slope[2]
-        )
+        b, tile = find_tile(first + wp.tid(), shape, covered.shape[1], covered.shape[2])
+        for y in range(tile[1], tile[3]):
+            for x in range(tile[0], tile[2]):
+                r = records[b, y, x] - 1
+                if r >= 0:
+                    z, cover, slope = cover_at(b, y, x, limits[2], covered, depths, records, distances, sums)
+                    clear, _last = behind(z, limits[1])
+                    # Back to front: what lies behind an element is worth `rest` per transmittance.
+                    rest = clear * g_weights[b, y, x, 5] + (one - clear) * g_weights[b, y, x, 4]
+                    gain = vec4(zero, zero, zero, zero)
+                    for j in range(4):
+                        k = 3 - j
+                        gain[k] = g_weights[b, y, x, k] - rest
+                        rest += cover[k] * gain[k]
+                    through = transmittances(cover)
+                    g_distances[r] = vec4(
+                        gain[1] * through[0] * slope[1],
+                        gain[3] * through[2] * slope[3],
+                        gain[0] * slope[0],
+                        gain[2] * through[1] * slope[2],
+                    )
+                    fringes[r] = vec4(zero, zero, zero, zero)
 
     return SimpleNamespace(
         composite=_composite_layers,

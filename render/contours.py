@@ -10,6 +10,9 @@ The coverage of a layer is profile(+d) with d the distance to its nearest visibl
 profile(-d); profile is a quintic step of compact support, 1/2 at 0. Both sides meet at 1/2 with equal values, so the
 image is continuous where a contour sweeps over a pixel, and the 1/2 level of alpha is the outline itself. The depth
 of a fringe is the mean log depth of the contours near the pixel, weighted towards the nearest.
+
+Only pixels near a contour have any of this. It is kept in records, which every thread numbers from the first place of
+its block of pixels on, so that memory between the last of them and the next block is never touched.
 """
 # mypy: ignore-errors
 # Kernels are written in Warp's language: their annotations are values, not Python types.
@@ -26,9 +29,9 @@ from gradpath.render import layers
 def make(scalar):
     """Kernel `gather` for one scalar type, and the functions that its adjoint shares with it."""
     shared = layers.make(scalar)
-    vec2, vec3, vec4 = shared.vec2, shared.vec3, shared.vec4
-    project, unproject = shared.project, shared.unproject
-    pixel_span, tile_bounds = shared.pixel_span, shared.tile_bounds
+    vec2, vec3, vec4, nothing = shared.vec2, shared.vec3, shared.vec4, shared.nothing
+    project, pixel_span, find_tile = shared.project, shared.pixel_span, shared.find_tile
+    centre_of, is_aside = shared.centre_of, shared.is_aside
     module = wp.get_module(f"gradpath.render.contours_{scalar.__name__}")
     one = wp.constant(scalar(1.0))
     zero = wp.constant(scalar(0.0))
@@ -38,7 +41,7 @@ def make(scalar):
 
     @wp.struct
     class Contour:
-        """A contour edge clipped to the near plane, in the camera frame and in pixels."""
+        """A contour edge clipped to the near plane, in homogeneous coordinates and in pixels."""
 
         side: scalar  # sign of the cross product with the edge that means inside; 0: not a contour
         a: vec3
@@ -81,14 +84,25 @@ def make(scalar):
 
     @wp.func
     def find_contour(
-        b: int, edge: wp.vec4i, is_open: int, points: wp.array2d(dtype=vec3), camera: vec4, limits: vec3
+        b: int,
+        edge: wp.vec4i,
+        is_open: int,
+        points: wp.array2d(dtype=vec3),
+        limits: vec3,
+        tile: wp.vec4i,
+        centre: vec2,
     ):
+        """The contour that an edge is, within the radius of the rows of a tile (left, top, right, bottom)."""
         contour = Contour()
         contour.side = zero
         p = points[b, edge[0]]
         q = points[b, edge[1]]
         near = limits[0]
         if wp.max(p[2], q[2]) <= near or wp.min(p[2], q[2]) >= limits[1]:
+            return contour
+        top = scalar(tile[1]) - limits[2] - centre[1]
+        bottom = scalar(tile[3]) + limits[2] - centre[1]
+        if is_aside(p, q, q, top, bottom):
             return contour
         closed_pair = int(0)
         opposite = p
@@ -108,8 +122,8 @@ def make(scalar):
         if q[2] < near:
             contour.cut_b = (near - q[2]) / (p[2] - q[2])
             contour.b = q + (p - q) * contour.cut_b
-        contour.start = project(contour.a, camera)
-        contour.along = project(contour.b, camera) - contour.start
+        contour.start = project(contour.a, centre)
+        contour.along = project(contour.b, centre) - contour.start
         length2 = wp.dot(contour.along, contour.along)
         if length2 <= zero:
             return contour
@@ -118,6 +132,15 @@ def make(scalar):
         contour.inverse_b = one / contour.b[2]
         contour.side = side
         return contour
+
+    @wp.func
+    def contour_box(contour: Contour, radius: scalar, tile: wp.vec4i):
+        """First and last column and row of the pixels of a tile that may be within `radius` of a contour."""
+        a = contour.start
+        b = contour.start + contour.along
+        x0, x1 = pixel_span(wp.min(a[0], b[0]), wp.max(a[0], b[0]), radius, tile[0], tile[2])
+        y0, y1 = pixel_span(wp.min(a[1], b[1]), wp.max(a[1], b[1]), radius, tile[1], tile[3])
+        return wp.vec4i(x0, y0, x1, y1)
 
     @wp.func
     def row_span(contour: Contour, y: int, x0: int, x1: int, radius: scalar):
@@ -162,15 +185,35 @@ def make(scalar):
         return contact
 
     @wp.func
-    def component(face: int, face_info: wp.array(dtype=wp.vec2i)):
-        if face < 0:
-            return -1
-        return face_info[face][0]
+    def seen_depths(
+        b: int, y: int, x: int, covered: wp.array3d(dtype=wp.uint8), depths: wp.array3d(dtype=vec3)
+    ):
+        if covered[b, y, x] == wp.uint8(0):
+            return vec3(nothing, nothing, nothing)
+        return depths[b, y, x]
 
     @wp.func
-    def fringe_slot(contact: Contact, owner: int, depths: vec3, owner_0: int, owner_1: int):
+    def owners(
+        b: int,
+        y: int,
+        x: int,
+        covered: wp.array3d(dtype=wp.uint8),
+        hits: wp.array3d(dtype=wp.vec3i),
+        face_info: wp.array(dtype=wp.vec2i),
+    ):
+        """Components of the first two layers of a pixel, -1 for none."""
+        out = wp.vec2i(-1, -1)
+        if covered[b, y, x] != wp.uint8(0):
+            hit = hits[b, y, x]
+            out[0] = face_info[hit[0]][0]
+            if hit[1] >= 0:
+                out[1] = face_info[hit[1]][0]
+        return out
+
+    @wp.func
+    def fringe_slot(contact: Contact, owner: int, depths: vec3, others: wp.vec2i):
         """Which fringe a contour outside of its surface feeds: 0 before the first layer, 1 before the second."""
-        if contact.clamped and (owner == owner_0 or owner == owner_1):
+        if contact.clamped and (owner == others[0] or owner == others[1]):
             return -1  # at a corner of its own outline, the pixel is covered by the surface itself
         if contact.z < depths[0]:
             return 0
@@ -181,19 +224,19 @@ def make(scalar):
     @wp.func
     def bordered_layer(
         b: int,
-        x: int,
         y: int,
+        x: int,
         contact: Contact,
         owner: int,
-        owner_0: int,
-        owner_1: int,
+        others: wp.vec2i,
+        covered: wp.array3d(dtype=wp.uint8),
         depths: wp.array3d(dtype=vec3),
     ):
         """Which layer of the pixel ends at this contour, if the contour can be seen just beyond the surface; or -1."""
         layer = int(-1)
-        if owner == owner_0:
+        if owner == others[0]:
             layer = 0
-        if owner == owner_1:
+        if owner == others[1]:
             here = depths[b, y, x]
             gap_0 = wp.max(here[0], contact.z) / wp.min(here[0], contact.z)
             gap_1 = wp.max(here[1], contact.z) / wp.min(here[1], contact.z)
@@ -205,7 +248,8 @@ def make(scalar):
             u = int(wp.floor(scalar(x) + half - contact.away[0] * reach))
             v = int(wp.floor(scalar(y) + half - contact.away[1] * reach))
             if u >= 0 and v >= 0 and u < depths.shape[2] and v < depths.shape[1]:
-                if depths[b, v, u][layer] < contact.z:
+                beyond = seen_depths(b, v, u, covered, depths)
+                if beyond[layer] < contact.z:
                     return -1
         return layer
 
@@ -217,6 +261,34 @@ def make(scalar):
         w = one / (x * x + scalar(0.01))
         return u * u * u * w, -(scalar(3.0) * u * u * w + scalar(2.0) * x * u * u * u * w * w) / radius
 
+    @wp.func
+    def keep_nearest(
+        r: int,
+        slot: int,
+        e: int,
+        distance: scalar,
+        radius: scalar,
+        is_new: wp.bool,
+        distances: wp.array(dtype=vec4),
+        nearest: wp.array(dtype=wp.vec4i),
+    ):
+        """Note contour e in a slot of record r if none is nearer."""
+        d = vec4(radius, radius, radius, radius)
+        n = wp.vec4i(-1, -1, -1, -1)
+        if not is_new:
+            d = distances[r]
+            n = nearest[r]
+        if distance < d[slot] * nearer or n[slot] < 0:
+            d[slot] = distance
+            n[slot] = e
+            distances[r] = d
+            nearest[r] = n
+
+    @wp.func
+    def first_place(b: int, tile: wp.vec4i, height: int, width: int):
+        """Where the records of a block of pixels begin: blocks have as many places as pixels, row by row of blocks."""
+        return (b * height + tile[1]) * width + tile[0] * (tile[3] - tile[1])
+
     @wp.kernel(module=module, enable_backward=False)
     def _gather_contours(
         first: int,
@@ -225,126 +297,66 @@ def make(scalar):
         edge_info: wp.array(dtype=wp.vec2i),  # E: component, open
         face_info: wp.array(dtype=wp.vec2i),  # F: component, open
         # In:
-        points: wp.array2d(dtype=vec3),  # B V
-        cameras: wp.array(dtype=vec4),  # B: fx, fy, cx, cy
+        points: wp.array2d(dtype=vec3),  # B V, homogeneous
         limits: vec3,  # near, far, radius
-        tile: wp.vec2i,
+        shape: wp.vec2i,
+        covered: wp.array3d(dtype=wp.uint8),  # B H W
         depths: wp.array3d(dtype=vec3),  # B H W
         hits: wp.array3d(dtype=wp.vec3i),  # B H W
         # Out:
-        distances: wp.array3d(
-            dtype=vec4
-        ),  # B H W, filled with the radius: inside layers 0, 1, outside before them
-        nearest: wp.array3d(dtype=wp.vec4i),  # B H W, filled with -1: the edges of those distances
-        sums: wp.array3d(
-            dtype=vec4
-        ),  # B H W, zeroed: fringe weight and weighted log depth, before layers 0, 1
+        records: wp.array3d(dtype=wp.int32),  # B H W, zeroed: 1 + the place of the pixel's record, 0 for none
+        distances: wp.array(dtype=vec4),  # N: inside layers 0, 1, outside before them; the radius if none
+        nearest: wp.array(dtype=wp.vec4i),  # N: the edges of those distances, -1 if none
+        sums: wp.array(dtype=vec4),  # N: fringe weight and weighted log depth, before layers 0, 1
     ):
-        world, block = wp.tid()
-        b = first + world
-        left, top, right, bottom = tile_bounds(block, tile, depths.shape[1], depths.shape[2])
+        b, tile = find_tile(first + wp.tid(), shape, covered.shape[1], covered.shape[2])
+        centre = centre_of(covered.shape[1], covered.shape[2])
         radius = limits[2]
-        camera = cameras[b]
+        place = first_place(b, tile, covered.shape[1], covered.shape[2])
         for e in range(edges.shape[0]):
-            contour = find_contour(b, edges[e], edge_info[e][1], points, camera, limits)
+            contour = find_contour(b, edges[e], edge_info[e][1], points, limits, tile, centre)
             if contour.side != zero:
-                finish = contour.start + contour.along
-                x0, x1 = pixel_span(
-                    wp.min(contour.start[0], finish[0]),
-                    wp.max(contour.start[0], finish[0]),
-                    radius,
-                    left,
-                    right,
-                )
-                y0, y1 = pixel_span(
-                    wp.min(contour.start[1], finish[1]),
-                    wp.max(contour.start[1], finish[1]),
-                    radius,
-                    top,
-                    bottom,
-                )
+                box = contour_box(contour, radius, tile)
                 owner = edge_info[e][0]
-                for y in range(y0, y1 + 1):
-                    begin, end = row_span(contour, y, x0, x1, radius)
+                for y in range(box[1], box[3] + 1):
+                    begin, end = row_span(contour, y, box[0], box[2], radius)
                     for x in range(begin, end + 1):
                         contact = touch(contour, x, y, radius)
                         if contact.distance < radius and contact.z < limits[1]:
-                            owner_0 = component(hits[b, y, x][0], face_info)
-                            owner_1 = component(hits[b, y, x][1], face_info)
+                            others = owners(b, y, x, covered, hits, face_info)
                             slot = int(-1)
+                            fringe = vec4(zero, zero, zero, zero)
                             if contact.inside:
-                                slot = bordered_layer(b, x, y, contact, owner, owner_0, owner_1, depths)
+                                slot = bordered_layer(b, y, x, contact, owner, others, covered, depths)
                             else:
-                                slot = fringe_slot(contact, owner, depths[b, y, x], owner_0, owner_1)
+                                before = seen_depths(b, y, x, covered, depths)
+                                slot = fringe_slot(contact, owner, before, others)
                                 if slot >= 0:
                                     weight, _ = nearness(contact.distance, radius)
-                                    total = sums[b, y, x]
-                                    total[2 * slot] += weight
-                                    total[2 * slot + 1] += weight * wp.log(contact.z)
-                                    sums[b, y, x] = total
+                                    fringe[2 * slot] = weight
+                                    fringe[2 * slot + 1] = weight * wp.log(contact.z)
                                     slot += 2
                             if slot >= 0:
-                                d = distances[b, y, x]
-                                n = nearest[b, y, x]
-                                if contact.distance < d[slot] * nearer or n[slot] < 0:
-                                    d[slot] = contact.distance
-                                    distances[b, y, x] = d
-                                    n[slot] = e
-                                    nearest[b, y, x] = n
-
-    @wp.func
-    def spread_contour(
-        b: int,
-        edge: wp.vec4i,
-        contour: Contour,
-        g_start: vec2,
-        g_finish: vec2,
-        g_inverse: vec2,
-        g_cut: vec2,
-        points: wp.array2d(dtype=vec3),
-        camera: vec4,
-        g_points: wp.array2d(dtype=vec3),
-        g_cameras: wp.array(dtype=vec4),
-    ):
-        """Add the gradients of the ends in pixels, of inverse depths and of cuts to the vertices and the intrinsics."""
-        g_a = unproject(contour.a, g_start, g_inverse[0], camera)
-        g_b = unproject(contour.b, g_finish, g_inverse[1], camera)
-        ra = contour.a * contour.inverse_a
-        rb = contour.b * contour.inverse_b
-        wp.atomic_add(
-            g_cameras,
-            b,
-            vec4(
-                g_start[0] * ra[0] + g_finish[0] * rb[0],
-                g_start[1] * ra[1] + g_finish[1] * rb[1],
-                g_start[0] + g_finish[0],
-                g_start[1] + g_finish[1],
-            ),
-        )
-        p = points[b, edge[0]]
-        q = points[b, edge[1]]
-        # A clipped end is p + (q - p) cut with cut = (near - p.z) / (q.z - p.z): its depth stays at the near plane.
-        rise = q[2] - p[2]
-        along = (q - p) / rise
-        if contour.cut_a > zero:
-            sliding = wp.dot(g_a, along) + g_cut[0] / rise
-            kept = one - contour.cut_a
-            g_b += g_a * contour.cut_a - vec3(zero, zero, sliding * contour.cut_a)
-            g_a = g_a * kept - vec3(zero, zero, sliding * kept)
-        if contour.cut_b > zero:
-            sliding = wp.dot(g_b, along) - g_cut[1] / rise
-            kept = one - contour.cut_b
-            g_a += g_b * contour.cut_b - vec3(zero, zero, sliding * contour.cut_b)
-            g_b = g_b * kept - vec3(zero, zero, sliding * kept)
-        wp.atomic_add(g_points, b, edge[0], g_a)
-        wp.atomic_add(g_points, b, edge[1], g_b)
+                                r = records[b, y, x] - 1
+                                is_new = r < 0
+                                if is_new:
+                                    r = place
+                                    place += 1
+                                    records[b, y, x] = place
+                                else:
+                                    fringe += sums[r]
+                                sums[r] = fringe
+                                keep_nearest(r, slot, e, contact.distance, radius, is_new, distances, nearest)
 
     return SimpleNamespace(
-        spread_contour=spread_contour,
+        Contour=Contour,
+        Contact=Contact,
         find_contour=find_contour,
+        contour_box=contour_box,
         row_span=row_span,
         touch=touch,
-        component=component,
+        seen_depths=seen_depths,
+        owners=owners,
         fringe_slot=fringe_slot,
         nearness=nearness,
         gather=_gather_contours,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gradpath import kernels
-from gradpath.render import composite, contours, scatter
+from gradpath.render import composite, contours, incidence, layers, scatter
 from gradpath.render.image import Image, Launcher
 from gradpath.render.topology import Topology
 
@@ -21,179 +21,210 @@ SUPPORT = 15.0 / 16.0 * math.sqrt(2.0 * math.pi)
 class EdgeState(NamedTuple):
     """What is known of every pixel, without gradient; meaning as in `layers` and `contours`.
 
-    The last three are of no elements in a hard image, which has no contours.
+    Where `covered` is 0, `depths` and `hits` are not written. Of `distances`, `nearest` and `sums`, shape (B H W, 4),
+    only the rows are written that `records` names: it is 1 + the row of a pixel, 0 for one without contours. A hard
+    image has no rows. On the CPU what is not written needs no memory, which comes with the first touch.
     """
 
+    covered: Tensor
     depths: Tensor
     hits: Tensor
+    records: Tensor
     distances: Tensor
     nearest: Tensor
     sums: Tensor
+
+    def hard(self) -> "EdgeState":
+        """The same surfaces without contours."""
+        none = self.depths.new_empty(0, 4)
+        return EdgeState(*self[:3], torch.zeros_like(self.records), none, none.to(torch.int32), none)
 
 
 class EdgeLauncher(Launcher):
     """The kernels of the edge rule, bound to the tensors of one call; `radius` is where edges end [pixels]."""
 
-    def __init__(self, image: Image, topology: Topology, points: Tensor, cameras: Tensor, radius: float):
-        super().__init__(image, topology, points, cameras, radius)
+    def __init__(self, image: Image, topology: Topology, points: Tensor, radius: float):
+        super().__init__(image, topology, points, radius)
         self.radius = radius
         self.blend = composite.make(self.scalar)
         self.edges = kernels.array(topology.edges, wp.vec4i)
         self.edge_info = kernels.array(topology.edge_info, wp.vec2i)
 
+    def surfaces(self, state: EdgeState) -> tuple[Any, ...]:
+        """Layers of a state as kernels take them."""
+        return (
+            kernels.array(state.covered, wp.uint8),
+            self.vec3(state.depths),
+            kernels.array(state.hits, wp.vec3i),
+        )
+
+    def contours(self, state: EdgeState) -> tuple[Any, ...]:
+        """The nearest contours of a state as kernels take them."""
+        return kernels.array(state.records, wp.int32), kernels.array(state.nearest, wp.vec4i)
+
     def state(self, soft: bool) -> EdgeState:
         """Find layers, and for a soft image contours."""
-        depths, hits = self.layers()
+        found, records = self.layers(), self.new_flags(torch.int32)
         if not soft:
-            empty = depths.new_empty(0)
-            return EdgeState(depths, hits, empty, hits.new_empty(0), empty)
-        distances, sums = self.new(4).fill_(self.radius), self.new(4).zero_()
-        nearest = self.new(4, dtype=torch.int32).fill_(-1)
-        model = (self.edges, self.edge_info, self.face_info)
-        given = (self.points, self.cameras, self.limits, self.tile)
-        state = (self.vec3(depths), kernels.array(hits, wp.vec3i))
-        out = (self.vec4(distances), kernels.array(nearest, wp.vec4i), self.vec4(sums))
-        kernel = contours.make(self.scalar).gather
-        self.launch(kernel, (*model, *given, *state, *out), (self.blocks,))
-        return EdgeState(depths, hits, distances, nearest, sums)
+            none = self.like.new_empty(0, 4)
+            return EdgeState(*found, records, none, none.to(torch.int32), none)
+        rows = (self.new_rows(4), self.new_rows(4, dtype=torch.int32), self.new_rows(4))
+        state = EdgeState(*found, records, *rows)
+        given = (self.edges, self.edge_info, self.face_info, self.points)
+        records_out, nearest = self.contours(state)
+        out = (records_out, self.vec4(state.distances), nearest, self.vec4(state.sums))
+        rest = (*self.surfaces(state), *out)
+        self.launch_blocks(contours.make(self.scalar).gather, given, rest, self.tile)
+        return state
 
-    def composite(self, state: EdgeState) -> tuple[Tensor, Tensor]:
-        """Alpha and depth."""
-        alpha, depth = self.new(), self.new()
-        given = (self.limits, self.vec3(state.depths), self.vec4(state.distances), self.vec4(state.sums))
+    def _mix(self, state: EdgeState) -> tuple[Any, ...]:
+        """What composition looks at in a state."""
+        covered, depths, _hits = self.surfaces(state)
+        records = kernels.array(state.records, wp.int32)
+        return covered, depths, records, self.vec4(state.distances), self.vec4(state.sums)
+
+    def composite(self, state: EdgeState, with_depth: bool) -> tuple[Tensor, Tensor]:
+        """Alpha and depth, the latter of no elements if it is not asked for."""
+        alpha, depth = self.new(), self.new() if with_depth else self.none()
         out = (self.number(alpha), self.number(depth))
-        self.launch(self.blend.composite, (*given, *out), (self.image.height, self.image.width))
+        self.launch_blocks(self.blend.composite, (), (*self._mix(state), *out), self.patch)
         return alpha, depth
 
-    def uncomposite(self, state: EdgeState, g_alpha: Tensor, g_depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the vertices and the intrinsics from those of alpha and depth."""
-        g_points, g_cameras = self.new_gradients()
-        soft = state.distances.numel() > 0
-        if not soft:  # without contours every hit is opaque, and its depth has the gradient of its plane
-            state = state._replace(distances=self.new(4).fill_(self.radius), sums=self.new(4).zero_())
-        g_distances, fringes = self.new(4).zero_(), self.new(4).zero_()
-        image = (self.vec3(state.depths), kernels.array(state.hits, wp.vec3i))
-        given = (self.points, self.cameras, self.limits, *image)
-        seeds = (self.number(g_alpha), self.number(g_depth))
-        out = (self.vec4(g_distances), self.vec4(fringes), self.vec3(g_points), self.vec4(g_cameras))
-        edges = (self.vec4(state.distances), self.vec4(state.sums))
-        self.launch(
-            self.blend.uncomposite,
-            (self.faces, *given, *edges, *seeds, *out),
-            (self.image.height, self.image.width),
-        )
-        if soft:
-            self._scatter(state, g_distances, fringes, g_points, g_cameras)
-        return g_points, g_cameras
+    def uncomposite(self, state: EdgeState, g_alpha: Tensor, g_depth: Tensor | None) -> Tensor:
+        """Gradient of the vertices from those of alpha and depth."""
+        g_points, g_layers = torch.zeros_like(self.like), self.like.new_empty(0, 3)
+        if (
+            state.distances.numel() > 0
+        ):  # without contours every hit is opaque, and its depth that of its plane
+            g_layers, g_distances, fringes = self.new_rows(3), self.new_rows(4), self.new_rows(4)
+            out = (self.vec3(g_layers), self.vec4(g_distances), self.vec4(fringes))
+            seeds = (self.number(g_alpha), self.number(self.none() if g_depth is None else g_depth))
+            self.launch_blocks(self.blend.uncomposite, (), (*self._mix(state), *seeds, *out), self.patch)
+            self._scatter(state, g_distances, fringes, g_points)
+        if g_depth is not None:
+            self._unraster(state, g_layers, g_depth, g_points)
+        return g_points
 
     def weigh(self, state: EdgeState) -> Tensor:
         """Weights of the two fringes, the three layers and the background, shape (B, H, W, 6)."""
         weights = self.new(6)
-        given = (self.limits, self.vec3(state.depths), self.vec4(state.distances), self.vec4(state.sums))
-        self.launch(self.blend.weigh, (*given, self.number(weights)), (self.image.height, self.image.width))
+        self.launch_blocks(self.blend.weigh, (), (*self._mix(state), self.number(weights)), self.patch)
         return weights
 
-    def unweigh(self, state: EdgeState, g_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the vertices and the intrinsics from those of the weights."""
-        g_points, g_cameras = self.new_gradients()
-        g_distances = self.new(4)
-        given = (self.limits, self.vec3(state.depths), self.vec4(state.distances), self.vec4(state.sums))
-        seeds = (self.number(g_weights), self.vec4(g_distances))
-        self.launch(self.blend.unweigh, (*given, *seeds), (self.image.height, self.image.width))
-        self._scatter(state, g_distances, torch.zeros_like(g_distances), g_points, g_cameras)
-        return g_points, g_cameras
+    def unweigh(self, state: EdgeState, g_weights: Tensor) -> Tensor:
+        """Gradient of the vertices from that of the weights."""
+        g_points, g_distances, fringes = torch.zeros_like(self.like), self.new_rows(4), self.new_rows(4)
+        seeds = (self.number(g_weights), self.vec4(g_distances), self.vec4(fringes))
+        self.launch_blocks(self.blend.unweigh, (), (*self._mix(state), *seeds), self.patch)
+        self._scatter(state, g_distances, fringes, g_points)
+        return g_points
 
-    def _scatter(
-        self, state: EdgeState, g_distances: Tensor, fringes: Tensor, g_points: Tensor, g_cameras: Tensor
-    ) -> None:
-        model = (self.edges, self.edge_info, self.face_info)
-        given = (self.points, self.cameras, self.limits)
-        image = (self.vec3(state.depths), kernels.array(state.hits, wp.vec3i))
-        seeds = (kernels.array(state.nearest, wp.vec4i), self.vec4(g_distances), self.vec4(fringes))
-        out = (self.vec3(g_points), self.vec4(g_cameras))
+    def _unraster(self, state: EdgeState, g_layers: Tensor, g_depth: Tensor, g_points: Tensor) -> None:
+        """Add the gradient of depths to the corners of the faces that were hit."""
+        faces = self.topology.faces.shape[0]
+        covered, _depths, hits = self.surfaces(state)
+        corners = self.like.new_empty(self.worlds, faces, 3, 3)
+        given = (self.faces, self.face_info, self.points, self.limits)
+        seeds = (kernels.array(state.records, wp.int32), self.vec3(g_layers), self.number(g_depth))
+        kernel = layers.make(self.scalar).unraster
+        self.launch(kernel, (*given, covered, hits, *seeds, self.vec3(corners)), faces)
+        self.collect(self.topology.corners_at, corners.flatten(1, 2), g_points)
+
+    def _scatter(self, state: EdgeState, g_distances: Tensor, fringes: Tensor, g_points: Tensor) -> None:
+        """Add the gradient of distances and fringes to the ends of the contours."""
+        edges = self.topology.edges.shape[0]
+        ends = self.like.new_empty(self.worlds, edges, 2, 3)
+        given = (self.edges, self.edge_info, self.face_info, self.points, self.limits)
+        seen = (*self.surfaces(state), *self.contours(state))
+        seeds = (self.vec4(g_distances), self.vec4(fringes))
         kernel = scatter.make(self.scalar).scatter
-        self.launch(kernel, (*model, *given, *image, *seeds, *out), (self.topology.edges.shape[0],))
+        self.launch(kernel, (*given, *seen, *seeds, self.vec3(ends)), edges)
+        self.collect(self.topology.ends_at, ends.flatten(1, 2), g_points)
 
 
 Frame = tuple[Image, Topology, float]  # the arguments of a launcher that are no tensors: size, mesh, radius
 
 
-def find_state(frame: Frame, points: Tensor, cameras: Tensor, soft: bool) -> EdgeState:
+def find_state(frame: Frame, points: Tensor, soft: bool) -> EdgeState:
     """Find what every pixel sees; without gradient."""
     image, topology, radius = frame
-    run = EdgeLauncher(image, topology, points.detach(), cameras.detach(), radius)
-    return run.state(soft)
+    return EdgeLauncher(image, topology, points.detach(), radius).state(soft)
 
 
 def hard_image(image: Image, state: EdgeState) -> tuple[Tensor, Tensor]:
     """Alpha of 0 or 1 and the depth of the nearest surface, without gradient."""
-    hit = state.hits[..., 0] >= 0
+    hit = state.covered > 0
     return hit.to(state.depths.dtype), torch.where(hit, state.depths[..., 0], image.far)
 
 
 class _Composite(torch.autograd.Function):
-    """Alpha and depth of a state; saves vertices, intrinsics and image-sized state."""
+    """Alpha and depth of a state; saves vertices and image-sized state."""
 
     @staticmethod
-    def forward(ctx: Any, frame: Frame, points: Tensor, cameras: Tensor, *state: Tensor) -> Any:
+    def forward(ctx: Any, frame: Frame, with_depth: bool, points: Tensor, *state: Tensor) -> Any:
         ctx.frame = frame
-        ctx.save_for_backward(points, cameras, *state)
-        image, topology, radius = frame
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(points, *state)
         held = EdgeState(*state)
         if held.distances.numel() == 0:
-            return hard_image(image, held)
-        return EdgeLauncher(image, topology, points, cameras, radius).composite(held)
+            return hard_image(frame[0], held)
+        return EdgeLauncher(frame[0], frame[1], points, frame[2]).composite(held, with_depth)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_alpha: Tensor, g_depth: Tensor) -> Any:
+    def backward(ctx: Any, g_alpha: Tensor | None, g_depth: Tensor | None) -> Any:
         run, state = _again(ctx)
-        g_points, g_cameras = run.uncomposite(state, g_alpha.contiguous(), g_depth.contiguous())
-        return None, g_points, g_cameras, None, None, None, None, None
+        g_alpha = run.new().zero_() if g_alpha is None else g_alpha.contiguous()
+        g_points = run.uncomposite(state, g_alpha, None if g_depth is None else g_depth.contiguous())
+        return None, None, g_points, *(None,) * len(EdgeState._fields)
 
 
 class _Weigh(torch.autograd.Function):
     """Weights of what every pixel sees, front to back and the background last, shape (B, H, W, 6)."""
 
     @staticmethod
-    def forward(ctx: Any, frame: Frame, points: Tensor, cameras: Tensor, *state: Tensor) -> Any:
+    def forward(ctx: Any, frame: Frame, points: Tensor, *state: Tensor) -> Any:
         ctx.frame = frame
-        ctx.save_for_backward(points, cameras, *state)
-        image, topology, radius = frame
-        return EdgeLauncher(image, topology, points, cameras, radius).weigh(EdgeState(*state))
+        ctx.save_for_backward(points, *state)
+        return EdgeLauncher(frame[0], frame[1], points, frame[2]).weigh(EdgeState(*state))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_weights: Tensor) -> Any:
         run, state = _again(ctx)
-        g_points, g_cameras = run.unweigh(state, g_weights.contiguous())
-        return None, g_points, g_cameras, None, None, None, None, None
+        g_points = run.unweigh(state, g_weights.contiguous())
+        return None, g_points, *(None,) * len(EdgeState._fields)
 
 
-def composite_image(frame: Frame, points: Tensor, cameras: Tensor, state: EdgeState) -> tuple[Tensor, Tensor]:
-    """Alpha and depth of a state, differentiable in the vertices and the intrinsics."""
-    return _Composite.apply(frame, points, cameras, *state)
+def composite_image(
+    frame: Frame, points: Tensor, state: EdgeState, with_depth: bool
+) -> tuple[Tensor, Tensor]:
+    """Alpha and depth of a state, differentiable in the vertices; a depth that is not asked for has no elements."""
+    return _Composite.apply(frame, with_depth, points, *state)
 
 
-def weigh_image(frame: Frame, points: Tensor, cameras: Tensor, state: EdgeState) -> Tensor:
+def weigh_image(frame: Frame, points: Tensor, state: EdgeState) -> Tensor:
     """Weights of what every pixel of a soft image sees, (B, H, W, 6); differentiable as alpha and depth are."""
-    return _Weigh.apply(frame, points, cameras, *state)
+    return _Weigh.apply(frame, points, *state)
 
 
 def _again(ctx: Any) -> tuple[EdgeLauncher, EdgeState]:
     """The launcher and the state of a forward pass."""
-    points, cameras, *state = ctx.saved_tensors
+    points, *state = ctx.saved_tensors
     image, topology, radius = ctx.frame
-    return EdgeLauncher(image, topology, points, cameras, radius), EdgeState(*state)
+    return EdgeLauncher(image, topology, points, radius), EdgeState(*state)
 
 
 def edge_kernels() -> Sequence[Any]:
     """Factories of the kernels that draw alpha, depth and weights."""
     return (
+        lambda scalar: layers.make(scalar).raster,
+        lambda scalar: layers.make(scalar).unraster,
         lambda scalar: contours.make(scalar).gather,
         lambda scalar: composite.make(scalar).composite,
         lambda scalar: composite.make(scalar).uncomposite,
         lambda scalar: composite.make(scalar).weigh,
         lambda scalar: composite.make(scalar).unweigh,
         lambda scalar: scatter.make(scalar).scatter,
+        lambda scalar: incidence.make(scalar).collect,
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradpath import kernels
-from gradpath.render import layers, softras
+from gradpath.render import softras
 from gradpath.render.attributes import Attribute
 from gradpath.render.edge_image import edge_kernels
 from gradpath.render.pieces import interpolation_kernels
@@ -57,7 +57,7 @@ def _small_attributes(points_camera: Tensor, faces: Tensor, K: Tensor, colours: 
 
 kernels.register(
     "rasterize",
-    kernels=[lambda scalar: layers.make(scalar).raster, *edge_kernels()],
+    kernels=edge_kernels(),
     fn=_small,
     samples=_samples,
 )
@@ -69,7 +69,7 @@ kernels.register(
 )
 kernels.register(
     "rasterize_attributes",
-    kernels=[lambda scalar: layers.make(scalar).raster, *edge_kernels(), *interpolation_kernels()],
+    kernels=[*edge_kernels(), *interpolation_kernels()],
     fn=_small_attributes,
     samples=_attribute_samples,
 )

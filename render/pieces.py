@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from gradpath import kernels
 from gradpath.errors import InputError, ShapeError
-from gradpath.render import interpolate
+from gradpath.render import incidence, interpolate
 from gradpath.render.attributes import Attribute
 from gradpath.render.edge_image import (
     EdgeLauncher,
@@ -22,7 +22,9 @@ from gradpath.render.edge_image import (
     hard_image,
     weigh_image,
 )
+from gradpath.render.image import homogeneous
 from gradpath.render.lenses import Lens
+from gradpath.render.topology import Incidence, Topology
 
 SOFT_LAYERS, HARD_LAYERS = (1, 3, 4), (0, -1, -1)  # places of the three layers among the pieces
 
@@ -49,7 +51,6 @@ class Fragments:
         far: Depth of the background [m].
         intrinsics: fx, fy, cx, cy [pixels], shape (B, 4).
         topology: Faces and edges.
-        faces: The face of each layer, -1 for none, shape (B, H, W, 3), int32; without gradient.
     """
 
     def __init__(
@@ -63,24 +64,30 @@ class Fragments:
         soft: bool,
         state: EdgeState | None = None,
     ):
-        self._frame, self._state = frame, find_state(frame, bent, cameras, soft) if state is None else state
         self.points, self.bent, self.intrinsics = points, bent, cameras
+        self._frame, self._flat = frame, homogeneous(bent, cameras, frame[0])
+        self._state = find_state(frame, self._flat, soft) if state is None else state
         self.lens, self.far = lens, far
         self.topology, self.soft, self.count = frame[1], soft, 5 if soft else 1
-        self.faces = self._state.hits
+
+    @cached_property
+    def faces(self) -> Tensor:
+        """The face of each layer, -1 for none, shape (B, H, W, 3), int32; without gradient."""
+        return torch.where(self._state.covered[..., None] > 0, self._state.hits, -1)
 
     def hard(self) -> "Fragments":
         """The nearest surfaces alone."""
-        empty = self._state.depths.new_empty(0)
-        state = EdgeState(self._state.depths, self._state.hits, empty, self.faces.new_empty(0), empty)
-        return Fragments(
-            self._frame, self.points, self.bent, self.intrinsics, self.lens, self.far, False, state
-        )
+        given = (self._frame, self.points, self.bent, self.intrinsics, self.lens, self.far)
+        return Fragments(*given, False, self._state.hard())
 
     def alpha_depth(self) -> tuple[Tensor, Tensor]:
         """Alpha and depth [m], shapes (B, H, W), differentiable in vertices and intrinsics."""
-        alpha, depth = composite_image(self._frame, self.bent, self.intrinsics, self._state)
+        alpha, depth = composite_image(self._frame, self._flat, self._state, with_depth=True)
         return alpha, self.lens.unbend_depth(depth, self.far)
+
+    def alpha(self) -> Tensor:
+        """Alpha alone, which costs less than with depth."""
+        return composite_image(self._frame, self._flat, self._state, with_depth=False)[0]
 
     @cached_property
     def weights(self) -> Tensor:
@@ -89,7 +96,7 @@ class Fragments:
         Gradients: vertices and intrinsics exact; a hard image has none.
         """
         if self.soft:
-            return weigh_image(self._frame, self.bent, self.intrinsics, self._state)
+            return weigh_image(self._frame, self._flat, self._state)
         alpha, _ = hard_image(self._frame[0], self._state)
         return torch.stack([alpha, 1.0 - alpha], dim=-1)
 
@@ -127,8 +134,8 @@ class Fragments:
 
     def _read(self, rows: Tensor, values: Tensor) -> Tensor:
         """Interpolate in the bent mesh."""
-        given = (self._frame, self.soft, rows.contiguous(), self.bent, self.intrinsics, values.contiguous())
-        flat = _Interpolate.apply(*given, self._state.hits, self._state.nearest)
+        given = (self._frame, self.soft, rows.contiguous(), self._flat, values.contiguous())
+        flat = _Interpolate.apply(*given, *self._state)
         return flat.unflatten(-1, (-1, values.shape[2]))
 
     def blend(self, values: Tensor, background: float | Tensor = 0.0) -> Tensor:
@@ -164,56 +171,87 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        frame: Frame,
-        soft: bool,
-        rows: Tensor,
-        points: Tensor,
-        cameras: Tensor,
-        attributes: Tensor,
-        hits: Tensor,
-        nearest: Tensor,
+        ctx: Any, frame: Frame, soft: bool, rows: Tensor, points: Tensor, attributes: Tensor, *state: Tensor
     ) -> Tensor:
         ctx.frame, ctx.soft = frame, soft
-        ctx.save_for_backward(rows, points, cameras, attributes, hits, nearest)
-        run = EdgeLauncher(frame[0], frame[1], points, cameras, frame[2])
-        use, channels = interpolate.make(run.scalar), attributes.shape[2]
-        values = run.new((5 if soft else 1) * channels)
-        size = (frame[0].height, frame[0].width)
-        out = (kernels.array(attributes, run.scalar), kernels.array(values, run.scalar))
-        run.launch(use.layers, (*_layer_arguments(run, soft, rows, hits), *out), size)
+        ctx.save_for_backward(rows, points, attributes, *state)
+        run, held = EdgeLauncher(frame[0], frame[1], points, frame[2]), EdgeState(*state)
+        use = interpolate.make(run.scalar)
+        values = run.new((5 if soft else 1) * attributes.shape[2])
+        out = (run.number(attributes), run.number(values))
+        covered, _depths, hits = run.surfaces(held)
+        given = (run.faces, kernels.array(rows, wp.vec3i), _slots(soft), run.points)
+        run.launch_blocks(use.layers, given, (covered, hits, *out), run.patch)
         if soft:
-            run.launch(use.fringes, (*_fringe_arguments(run, frame, rows, nearest), *out), size)
+            given = (run.edges, run.edge_info, kernels.array(_end_rows(rows, frame[1]), wp.vec4i), run.points)
+            run.launch_blocks(use.fringes, given, (*run.contours(held), *out), run.patch)
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_values: Tensor) -> Any:
-        rows, points, cameras, attributes, hits, nearest = ctx.saved_tensors
-        frame, soft = ctx.frame, ctx.soft
-        run = EdgeLauncher(frame[0], frame[1], points, cameras, frame[2])
-        use = interpolate.make(run.scalar)
-        g_points, g_cameras = run.new_gradients()
-        g_attributes = torch.zeros_like(attributes)
-        size = (frame[0].height, frame[0].width)
-        seeds = (kernels.array(attributes, run.scalar), run.number(g_values.contiguous()))
-        out = (run.vec3(g_points), run.vec4(g_cameras), run.number(g_attributes))
-        run.launch(use.unlayers, (*_layer_arguments(run, soft, rows, hits), *seeds, *out), size)
-        if soft:
-            run.launch(use.unfringes, (*_fringe_arguments(run, frame, rows, nearest), *seeds, *out), size)
-        return None, None, None, g_points, g_cameras, g_attributes, None, None
+        rows, points, attributes, *state = ctx.saved_tensors
+        run, held = EdgeLauncher(ctx.frame[0], ctx.frame[1], points, ctx.frame[2]), EdgeState(*state)
+        g_points, g_attributes = torch.zeros_like(points), torch.zeros_like(attributes)
+        seeds = (run.number(attributes), run.number(g_values.contiguous()))
+        _uninterpolate_layers(run, held, ctx.soft, rows, seeds, g_points, g_attributes)
+        if ctx.soft:
+            _uninterpolate_fringes(run, held, rows, seeds, g_points, g_attributes)
+        return None, None, None, g_points, g_attributes, *(None,) * len(held)
 
 
-def _layer_arguments(run: EdgeLauncher, soft: bool, rows: Tensor, hits: Tensor) -> Sequence[Any]:
-    slots = wp.vec3i(*(SOFT_LAYERS if soft else HARD_LAYERS))
-    model = (run.faces, kernels.array(rows, wp.vec3i), slots)
-    return (*model, run.points, run.cameras, kernels.array(hits, wp.vec3i))
+def _uninterpolate_layers(
+    run: EdgeLauncher,
+    state: EdgeState,
+    soft: bool,
+    rows: Tensor,
+    seeds: Sequence[Any],
+    g_points: Tensor,
+    g_attributes: Tensor,
+) -> None:
+    """Add gradients through the layers to vertices and attributes."""
+    count, worlds, topology = rows.shape[0], run.worlds, run.topology
+    corners = g_points.new_empty(worlds, count, 3, 3)
+    parts = g_points.new_zeros(worlds, count, 3, g_attributes.shape[2])
+    covered, _depths, hits = run.surfaces(state)
+    model = (run.faces, run.face_info, kernels.array(rows, wp.vec3i), _slots(soft))
+    out = (run.vec3(corners), run.number(parts))
+    given = (*model, run.points, run.limits, covered, hits)
+    run.launch(interpolate.make(run.scalar).unlayers, (*given, *seeds, *out), count)
+    run.collect(topology.corners_at, corners.flatten(1, 2), g_points)
+    same = rows.data_ptr() == topology.faces.data_ptr()
+    places = topology.corners_at if same else Incidence.of(rows.reshape(-1))
+    run.collect_rows(places, parts.flatten(1, 2), g_attributes)
 
 
-def _fringe_arguments(run: EdgeLauncher, frame: Frame, rows: Tensor, nearest: Tensor) -> Sequence[Any]:
-    ends = rows.reshape(-1)[frame[1].edge_corners.long()]
-    model = (run.edges, run.edge_info, kernels.array(ends, wp.vec4i))
-    return (*model, run.points, run.cameras, run.limits, kernels.array(nearest, wp.vec4i))
+def _uninterpolate_fringes(
+    run: EdgeLauncher,
+    state: EdgeState,
+    rows: Tensor,
+    seeds: Sequence[Any],
+    g_points: Tensor,
+    g_attributes: Tensor,
+) -> None:
+    """Add gradients through the fringes to vertices and attributes."""
+    count, worlds, topology = run.topology.edges.shape[0], run.worlds, run.topology
+    ends = g_points.new_empty(worlds, count, 2, 3)
+    parts = g_points.new_zeros(worlds, count, 4, g_attributes.shape[2])
+    end_rows = _end_rows(rows, topology)
+    model = (run.edges, run.edge_info, kernels.array(end_rows, wp.vec4i))
+    given = (*model, run.points, run.limits, *run.contours(state))
+    out = (run.vec3(ends), run.number(parts))
+    run.launch(interpolate.make(run.scalar).unfringes, (*given, *seeds, *out), count)
+    run.collect(topology.ends_at, ends.flatten(1, 2), g_points)
+    run.collect_rows(Incidence.of(end_rows.reshape(-1)), parts.flatten(1, 2), g_attributes)
+
+
+def _slots(soft: bool) -> Any:
+    return wp.vec3i(*(SOFT_LAYERS if soft else HARD_LAYERS))
+
+
+def _end_rows(rows: Tensor, topology: Topology) -> Tensor:
+    """Rows of attributes at both ends of edges, in the first face beside them and the second, shape (E, 4)."""
+    return rows.reshape(-1)[topology.edge_corners.long()]
 
 
 def interpolation_kernels() -> Sequence[Any]:
@@ -223,4 +261,5 @@ def interpolation_kernels() -> Sequence[Any]:
         lambda scalar: interpolate.make(scalar).unlayers,
         lambda scalar: interpolate.make(scalar).fringes,
         lambda scalar: interpolate.make(scalar).unfringes,
+        lambda scalar: incidence.make(scalar).collect_rows,
     )

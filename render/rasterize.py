@@ -13,7 +13,7 @@ from gradpath.mode import current_mode
 from gradpath.relaxation import relaxation
 from gradpath.render.attributes import Attribute, face_normals
 from gradpath.render.edge_image import SUPPORT
-from gradpath.render.image import Image
+from gradpath.render.image import Image, homogeneous
 from gradpath.render.lenses import Lens, Pinhole
 from gradpath.render.pieces import Fragments
 from gradpath.render.softras_image import SoftRas, softras_image
@@ -127,7 +127,8 @@ def rasterize(
         values = _draw(pieces, names, attributes, points_next)
     if rule is not None and mode != "hard":
         hard = values
-        alpha, depth = softras_image(image, topology, rule, sigma, "depth" in names, bent, cameras)
+        flat = homogeneous(bent, cameras, image)
+        alpha, depth = softras_image(image, topology, rule, sigma, "depth" in names, flat)
         values = {"alpha": alpha, "depth": lens.unbend_depth(depth, far)}
     elif mode == "straight_through":
         hard = _draw(pieces.hard(), names, attributes, points_next)
@@ -202,8 +203,10 @@ def _draw(
 ) -> dict[str, Tensor]:
     """The channels that are asked for, by the edge rule or hard."""
     values: dict[str, Tensor] = {}
-    if "depth" in names or "alpha" in names:
+    if "depth" in names:
         values["alpha"], values["depth"] = pieces.alpha_depth()
+    elif "alpha" in names:
+        values["alpha"] = pieces.alpha()
     for name in names:
         if name in attributes:
             values[name] = pieces.draw(attributes[name])

@@ -21,14 +21,9 @@ from gradpath.render import layers
 def make(scalar):
     """Kernels `gather_faces` and `scatter_faces` for one scalar type."""
     shared = layers.make(scalar)
-    vec2, vec3, vec4, project, pixel_ray = (
-        shared.vec2,
-        shared.vec3,
-        shared.vec4,
-        shared.project,
-        shared.pixel_ray,
-    )
-    pixel_span, tile_bounds, unproject = shared.pixel_span, shared.tile_bounds, shared.unproject
+    vec2, vec3, vec4 = shared.vec2, shared.vec3, shared.vec4
+    project, unproject, pixel_ray = shared.project, shared.unproject, shared.pixel_ray
+    pixel_span, find_tile, centre_of = shared.pixel_span, shared.find_tile, shared.centre_of
     module = wp.get_module(f"gradpath.render.softras_{scalar.__name__}")
     one = wp.constant(scalar(1.0))
     zero = wp.constant(scalar(0.0))
@@ -73,7 +68,7 @@ def make(scalar):
         return zero
 
     @wp.func
-    def find_triangle(b: int, face: wp.vec3i, points: wp.array2d(dtype=vec3), camera: vec4, near: scalar):
+    def find_triangle(b: int, face: wp.vec3i, points: wp.array2d(dtype=vec3), centre: vec2, near: scalar):
         triangle = Triangle()
         triangle.turn = zero
         triangle.p0 = points[b, face[0]]
@@ -81,9 +76,9 @@ def make(scalar):
         triangle.p2 = points[b, face[2]]
         if wp.min(triangle.p0[2], wp.min(triangle.p1[2], triangle.p2[2])) <= near:
             return triangle
-        triangle.a = project(triangle.p0, camera)
-        triangle.b = project(triangle.p1, camera)
-        triangle.c = project(triangle.p2, camera)
+        triangle.a = project(triangle.p0, centre)
+        triangle.b = project(triangle.p1, centre)
+        triangle.c = project(triangle.p2, centre)
         triangle.ab = triangle.b - triangle.a
         triangle.bc = triangle.c - triangle.b
         triangle.ca = triangle.a - triangle.c
@@ -206,30 +201,27 @@ def make(scalar):
         # Model:
         faces: wp.array(dtype=wp.vec3i),  # F
         # In:
-        points: wp.array2d(dtype=vec3),  # B V, camera frame
-        cameras: wp.array(dtype=vec4),  # B: fx, fy, cx, cy
+        points: wp.array2d(dtype=vec3),  # B V, homogeneous
         limits: vec3,  # near, far, reach [pixels]
+        shape: wp.vec2i,
         rule: vec2,  # sigma [pixels^2], gamma; gamma 0: no depth
-        tile: wp.vec2i,
         # Out:
         clear: wp.array3d(dtype=scalar),  # B H W: probability that no face covers the pixel
         mix: wp.array3d(dtype=vec3),  # B H W: largest inverse depth, sum of weights, weighted sum of depths
         nearest: wp.array3d(dtype=wp.int32),  # B H W: the face of that inverse depth, -1 for none
     ):
-        world, block = wp.tid()
-        b = first + world
-        left, top, right, bottom = tile_bounds(block, tile, clear.shape[1], clear.shape[2])
-        for y in range(top, bottom):
-            for x in range(left, right):
+        b, tile = find_tile(first + wp.tid(), shape, clear.shape[1], clear.shape[2])
+        centre = centre_of(clear.shape[1], clear.shape[2])
+        for y in range(tile[1], tile[3]):
+            for x in range(tile[0], tile[2]):
                 clear[b, y, x] = one
                 mix[b, y, x] = vec3(scalar(1.0e-10), zero, zero)
                 nearest[b, y, x] = -1
-        camera = cameras[b]
         reach = limits[2]
         for f in range(faces.shape[0]):
-            triangle = find_triangle(b, faces[f], points, camera, limits[0])
+            triangle = find_triangle(b, faces[f], points, centre, limits[0])
             if triangle.turn != zero:
-                box = bounds(triangle, reach, wp.vec4i(left, top, right, bottom))
+                box = bounds(triangle, reach, tile)
                 for y in range(box[1], box[3] + 1):
                     for x in range(box[0], box[2] + 1):
                         square = reach * reach
@@ -239,7 +231,7 @@ def make(scalar):
                             p, q = probability(square, rule[0])
                             clear[b, y, x] = clear[b, y, x] * q
                             if rule[1] > zero:
-                                inner, _total = barycentrics(triangle, pixel_ray(x, y, camera))
+                                inner, _total = barycentrics(triangle, pixel_ray(x, y, centre))
                                 share, _kept = clip(inner)
                                 z = wp.dot(share, vec3(triangle.p0[2], triangle.p1[2], triangle.p2[2]))
                                 inverse = (limits[1] - z) / (limits[1] - limits[0])
@@ -258,7 +250,6 @@ def make(scalar):
         faces: wp.array(dtype=wp.vec3i),  # F
         # In:
         points: wp.array2d(dtype=vec3),  # B V
-        cameras: wp.array(dtype=vec4),  # B
         limits: vec3,
         rule: vec2,
         mix: wp.array3d(dtype=vec3),  # B H W
@@ -267,15 +258,17 @@ def make(scalar):
             dtype=vec4
         ),  # B H W: gradient of log clear, of depth per weight; depth; of largest inverse
         # Out:
-        g_points: wp.array2d(dtype=vec3),  # B V
-        g_cameras: wp.array(dtype=vec4),  # B
+        corners: wp.array3d(dtype=vec3),  # B F 3: gradient of the corners of each face
     ):
-        world, f = wp.tid()
-        b = first + world
-        camera = cameras[b]
+        item = first + wp.tid()
+        b = item // faces.shape[0]
+        f = item - b * faces.shape[0]
+        centre = centre_of(mix.shape[1], mix.shape[2])
         face = faces[f]
-        triangle = find_triangle(b, face, points, camera, limits[0])
+        triangle = find_triangle(b, face, points, centre, limits[0])
         if triangle.turn == zero:
+            for k in range(3):
+                corners[b, f, k] = vec3(zero, zero, zero)
             return
         reach = limits[2]
         box = bounds(triangle, reach, wp.vec4i(0, 0, mix.shape[2], mix.shape[1]))
@@ -291,7 +284,6 @@ def make(scalar):
         g_p0 = vec3(zero, zero, zero)
         g_p1 = vec3(zero, zero, zero)
         g_p2 = vec3(zero, zero, zero)
-        g_camera = vec4(zero, zero, zero, zero)
         for y in range(box[1], box[3] + 1):
             for x in range(box[0], box[2] + 1):
                 seed = seeds[b, y, x]
@@ -303,7 +295,7 @@ def make(scalar):
                     p, q = probability(at.square, rule[0])
                     g_square = seed[0] * p / rule[0]
                     if rule[1] > zero:
-                        ray = pixel_ray(x, y, camera)
+                        ray = pixel_ray(x, y, centre)
                         inner, total = barycentrics(triangle, ray)
                         share, kept = clip(inner)
                         z = wp.dot(share, heights)
@@ -329,9 +321,6 @@ def make(scalar):
                         g_p0 -= turned * (inner[0] * total / volume)
                         g_p1 -= turned * (inner[1] * total / volume)
                         g_p2 -= turned * (inner[2] * total / volume)
-                        gx = -turned[0] / camera[0]
-                        gy = -turned[1] / camera[1]
-                        g_camera += vec4(gx * ray[0], gy * ray[1], gx, gy)
                     pull = at.away * (scalar(-2.0) * g_square)
                     if at.square < zero:
                         pull = -pull
@@ -346,21 +335,8 @@ def make(scalar):
                     else:
                         g_c += start
                         g_a += end
-        g_p0 += unproject(triangle.p0, g_a, zero, camera) + vec3(zero, zero, g_heights[0])
-        g_p1 += unproject(triangle.p1, g_b, zero, camera) + vec3(zero, zero, g_heights[1])
-        g_p2 += unproject(triangle.p2, g_c, zero, camera) + vec3(zero, zero, g_heights[2])
-        r0 = triangle.p0 / triangle.p0[2]
-        r1 = triangle.p1 / triangle.p1[2]
-        r2 = triangle.p2 / triangle.p2[2]
-        g_camera += vec4(
-            g_a[0] * r0[0] + g_b[0] * r1[0] + g_c[0] * r2[0],
-            g_a[1] * r0[1] + g_b[1] * r1[1] + g_c[1] * r2[1],
-            g_a[0] + g_b[0] + g_c[0],
-            g_a[1] + g_b[1] + g_c[1],
-        )
-        wp.atomic_add(g_cameras, b, g_camera)
-        wp.atomic_add(g_points, b, face[0], g_p0)
-        wp.atomic_add(g_points, b, face[1], g_p1)
-        wp.atomic_add(g_points, b, face[2], g_p2)
+        corners[b, f, 0] = g_p0 + unproject(triangle.p0, g_a, zero) + vec3(zero, zero, g_heights[0])
+        corners[b, f, 1] = g_p1 + unproject(triangle.p1, g_b, zero) + vec3(zero, zero, g_heights[1])
+        corners[b, f, 2] = g_p2 + unproject(triangle.p2, g_c, zero) + vec3(zero, zero, g_heights[2])
 
     return SimpleNamespace(vec2=vec2, gather=_gather_faces, scatter=_scatter_faces)

@@ -58,16 +58,15 @@ class _SoftRasImage(torch.autograd.Function):
         sigma: float,
         with_depth: bool,
         points: Tensor,
-        cameras: Tensor,
     ) -> Any:
         ctx.rest = image, topology, rule, sigma, with_depth
-        run = Launcher(image, topology, points, cameras, rule.reach(sigma))
+        run = Launcher(image, topology, points, rule.reach(sigma))
         clear, mix, nearest = run.new(), run.new(3), run.new(dtype=torch.int32)
         kernel_rule = softras.make(run.scalar).vec2(sigma, rule.gamma if with_depth else 0.0)
-        given = (run.faces, run.points, run.cameras, run.limits, kernel_rule, run.tile)
         out = (run.number(clear), run.vec3(mix), kernels.array(nearest, wp.int32))
-        run.launch(softras.make(run.scalar).gather, (*given, *out), (run.blocks,))
-        ctx.save_for_backward(points, cameras, clear, mix, nearest)
+        given = (run.faces, run.points)
+        run.launch_blocks(softras.make(run.scalar).gather, given, (kernel_rule, *out), run.tile)
+        ctx.save_for_backward(points, clear, mix, nearest)
         background = _background(mix, rule.gamma)
         depth = (mix[..., 2] + background * image.far) / (mix[..., 1] + background)
         return 1.0 - clear, depth
@@ -76,8 +75,8 @@ class _SoftRasImage(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g_alpha: Tensor, g_depth: Tensor) -> Any:
         image, topology, rule, sigma, with_depth = ctx.rest
-        points, cameras, clear, mix, nearest = ctx.saved_tensors
-        run = Launcher(image, topology, points, cameras, rule.reach(sigma))
+        points, clear, mix, nearest = ctx.saved_tensors
+        run = Launcher(image, topology, points, rule.reach(sigma))
         background = _background(mix, rule.gamma)
         total = mix[..., 1] + background
         depth = (mix[..., 2] + background * image.far) / total
@@ -86,13 +85,14 @@ class _SoftRasImage(torch.autograd.Function):
         held = torch.where(background <= EPSILON, background * (image.far - depth) / rule.gamma, 0.0)
         remaining = torch.where(clear > 1e-14, clear, 0.0)  # as in the kernel: what is covered is left out
         seeds = torch.stack([-g_alpha * remaining, per_weight, depth, per_weight * held], dim=-1)
-        g_points, g_cameras = run.new_gradients()
         kernel_rule = softras.make(run.scalar).vec2(sigma, rule.gamma if with_depth else 0.0)
-        given = (run.faces, run.points, run.cameras, run.limits, kernel_rule)
+        faces = topology.faces.shape[0]
+        corners, g_points = points.new_empty(run.worlds, faces, 3, 3), torch.zeros_like(points)
+        given = (run.faces, run.points, run.limits, kernel_rule)
         state = (run.vec3(mix), kernels.array(nearest, wp.int32), run.vec4(seeds))
-        out = (run.vec3(g_points), run.vec4(g_cameras))
-        run.launch(softras.make(run.scalar).scatter, (*given, *state, *out), (topology.faces.shape[0],))
-        return None, None, None, None, None, g_points, g_cameras
+        run.launch(softras.make(run.scalar).scatter, (*given, *state, run.vec3(corners)), faces)
+        run.collect(topology.corners_at, corners.flatten(1, 2), g_points)
+        return None, None, None, None, None, g_points
 
 
 def softras_image(
@@ -102,10 +102,9 @@ def softras_image(
     sigma: float,
     with_depth: bool,
     points: Tensor,
-    cameras: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Alpha and depth (B, H, W), differentiable in the vertices (B, V, 3) and the intrinsics (B, 4)."""
-    return _SoftRasImage.apply(image, topology, rule, sigma, with_depth, points, cameras)
+    """Alpha and depth (B, H, W), differentiable in the vertices in homogeneous coordinates, (B, V, 3)."""
+    return _SoftRasImage.apply(image, topology, rule, sigma, with_depth, points)
 
 
 def _background(mix: Tensor, gamma: float) -> Tensor:

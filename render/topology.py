@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,25 @@ from gradpath.connectivity import connected_components, pair_edges
 from gradpath.errors import InputError, ShapeError
 
 INDEX_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+class Incidence(NamedTuple):
+    """The places that belong to each vertex, vertex by vertex: those of vertex v are places[starts[v] : starts[v + 1]].
+
+    Attributes:
+        starts: Shape (V + 1,), int32.
+        places: Shape (N,), int32, ascending for each vertex.
+    """
+
+    starts: Tensor
+    places: Tensor
+
+    @staticmethod
+    def of(vertices: Tensor) -> "Incidence":
+        """Group places 0 to N - 1 by their vertex, shape (N,)."""
+        ends = torch.bincount(vertices).cumsum(0)
+        starts = torch.nn.functional.pad(ends, (1, 0))
+        return Incidence(starts.to(torch.int32), torch.argsort(vertices, stable=True).to(torch.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +85,16 @@ class Topology:
     def vertex_count(self) -> int:
         """The least number of vertices that the faces ask for."""
         return int(self.faces.max()) + 1
+
+    @cached_property
+    def corners_at(self) -> Incidence:
+        """The corners of faces, indices into the flattened `faces`, that lie at each vertex."""
+        return Incidence.of(self.faces.reshape(-1))
+
+    @cached_property
+    def ends_at(self) -> Incidence:
+        """The ends of edges, indices into the flattened first two columns of `edges`, that lie at each vertex."""
+        return Incidence.of(self.edges[:, :2].reshape(-1))
 
 
 @lru_cache(maxsize=64)

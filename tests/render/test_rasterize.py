@@ -446,7 +446,7 @@ def test_blocks_of_pixels_draw_the_same_image(monkeypatch):
         return image["depth"].detach(), x.grad
 
     whole = run()
-    monkeypatch.setattr(image_module, "tile_shape", lambda device, width, height: (8, 8))
+    monkeypatch.setattr(image_module, "tile_shape", lambda device, width, height, worlds: (8, 8))
     blocks = run()
     assert torch.equal(whole[0], blocks[0])
     assert torch.equal(whole[1], blocks[1])
