@@ -38,6 +38,26 @@ def mean_interval(samples: Tensor) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def median_interval(samples: Tensor) -> Interval:
+    """The median of independent samples (N,) with an interval that holds whatever their distribution is.
+
+    Its ends are two of the sorted samples; without an interval for fewer than six, which cannot bound the median with
+    this confidence.
+    """
+    values = samples.detach().double().cpu().reshape(-1).sort().values
+    count, below = len(values), 0
+    share = tail = 0.5**count if count < 1000 else 0.0
+    if count >= 1000:  # 2**-N underflows; the normal distribution is exact enough
+        below = int(0.5 * count - _Z * 0.5 * math.sqrt(count))
+    while count < 1000 and tail <= 0.025:  # the binomial distribution's share of up to `below` samples
+        below += 1
+        share *= (count - below + 1) / below
+        tail += share
+    if not below:
+        return Interval(float(values.quantile(0.5)), math.nan, math.nan)
+    return Interval(float(values.quantile(0.5)), float(values[below - 1]), float(values[count - below]))
+
+
 def cosine_interval(one: Tensor, other: Tensor) -> Interval:
     """The cosine of the angle between two vectors g and h, from their products with random directions.
 

@@ -328,6 +328,35 @@ def test_samples_that_diverge_are_masked_and_have_no_gradient():
     assert slope[0] != 0.0 and slope[1] == 0.0
 
 
+def test_a_model_that_refuses_what_is_not_finite_is_never_given_it():
+    push = torch.tensor([1.0, 9.0], dtype=F64, requires_grad=True)
+    lost = torch.zeros(2, dtype=torch.bool)
+
+    def careful(x, u):
+        if not (x.isfinite().all() and u.isfinite().all()):
+            raise InputError("not finite")
+        after = torch.where(x.abs() > 2.0, torch.nan, x + 0.1 * push[:, None] + u)  # it breaks beyond 2
+        lost.logical_or_((~after.isfinite()).any(-1).reshape(-1, 2).any(0))
+        return after
+
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 samples did not converge .*\(samples 1\)"):
+        plan = planners.ilqr(
+            careful,
+            lambda x, u: 1e-3 * u.square().sum(-1),
+            lambda x: (
+                1.0 + 100.0 * (x[..., 0] - 1.0).square()
+            ).sqrt(),  # Newton's first step goes much too far
+            torch.full((2, 1), -1.9, dtype=F64),
+            torch.zeros(2, 8, 1, dtype=F64),
+            low=-1.0,
+            high=torch.tensor([[1.0], [-0.95]], dtype=F64),
+        )
+    assert lost.all()
+    assert plan.converged.tolist() == [True, False]
+    (slope,) = torch.autograd.grad(plan.controls[0].sum(), push)
+    assert slope.isfinite().all() and slope[1] == 0.0 and slope[0] != 0.0
+
+
 def test_a_warm_start_takes_fewer_iterations():
     functions = pendulum(GRAVITY)
     cold = planners.ilqr(*functions, HANGING, torch.zeros(2, 30, 1, dtype=F64), low=-5.0, high=5.0)
