@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +23,19 @@ class Interval(NamedTuple):
         """Return value, low and high, None for what is not finite."""
         return [number if math.isfinite(number) else None for number in self]
 
+    def measured(self) -> dict[str, float | None]:
+        """Return value, low and high by name, as evaluations give them; `is_measured` knows them again."""
+        return dict(zip(self._fields, self.json(), strict=True))
+
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:+.3g}"
         return f"{self.value:+.3g} ({self.low:+.3g} to {self.high:+.3g})"
+
+
+def is_measured(value: Any) -> bool:
+    """Say whether a JSON value was made by `Interval.measured`."""
+    return isinstance(value, Mapping) and {"value", "low", "high"} == value.keys()
 
 
 def mean_interval(samples: Tensor) -> Interval:

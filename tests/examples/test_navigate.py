@@ -94,13 +94,13 @@ def test_training_lowers_the_cost_of_other_maps_whatever_the_encoder(name, monke
     planner = navigate.PathPlanner(navigate.encoder(name))
     maps = draw_maps(100, (5,))
     robot, generator = navigate.Robot(maps), torch.Generator().manual_seed(0)
-    place, yaw = navigate._random_places(maps, generator)
+    place, yaw = navigate.random_places(maps, generator)
     image, field = robot.look(place, yaw, generator), maps.field()
 
     def cost():
         with torch.no_grad():
             path = robot.path(planner, image, place, yaw, maps.goal).sample(40, 2)
-            return float(navigate.COSTS(path, goal=navigate._next_goal(maps, place), field=field).mean())
+            return float(navigate.COSTS(path, goal=navigate.next_goal(maps, place), field=field).mean())
 
     before = cost()
     navigate.train(planner, iterations=40, batch=24, learning_rate=3e-3, seed=0)
