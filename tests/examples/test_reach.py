@@ -246,3 +246,21 @@ def test_refusals():
             reach.ReachOptions(**{name: -1.0})
     with pytest.raises(InputError, match="evaluation_worlds"):
         reach.ReachOptions(evaluation_worlds=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_it_reaches_balls_in_unseen_scenes(tmp_path):
+    metrics = reach.main(run=tmp_path)
+    assert metrics["trained_median_mm"]["value"] < 10.0 and metrics["trained"]["share"] >= 0.9
+    assert metrics["blindfolded"]["high"] < 0.1 and metrics["zero_torque"]["high"] < 0.1
+
+
+def test_the_example_trains_and_evaluates_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(reach.ReachOptions, "length", property(lambda self: 2))
+    monkeypatch.setattr(reach.ReachOptions, "evaluation_length", property(lambda self: 2))
+    small = {"iterations": 1, "worlds": 2, "evaluation_worlds": 2, "planner": "pd", "run": tmp_path}
+    metrics = reach.main(**small)
+    log = (tmp_path / "training/metrics.jsonl").read_text()
+    assert reach.main(**small)["trained_median_mm"] == metrics["trained_median_mm"]
+    assert (tmp_path / "training/metrics.jsonl").read_text() == log

@@ -313,6 +313,25 @@ def test_a_saddle_has_no_gradient_and_a_warning():
     assert slope[1] == 0.0 and slope.isfinite().all()
 
 
+@pytest.mark.parametrize("gradient", ["implicit", "gauss_newton", "unroll"])
+def test_a_cost_that_is_singular_is_masked_and_has_no_gradient(gradient):
+    weight = torch.tensor(
+        [1.0, 0.0], dtype=F64, requires_grad=True
+    )  # the controls of the second matter to nothing
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 samples did not converge .*\(samples 1\)"):
+        plan = planners.ilqr(
+            lambda x, u: x + weight[:, None] * u,
+            lambda x, u: weight * u.square().sum(-1),
+            lambda x: (x - 1.0).square().sum(-1),
+            torch.zeros(2, 1, dtype=F64),
+            torch.zeros(2, 4, 1, dtype=F64),
+            gradient=gradient,
+        )
+    assert plan.converged.tolist() == [True, False] and plan.controls.isfinite().all()
+    (slope,) = torch.autograd.grad(plan.controls.sum(), weight)
+    assert slope[0] != 0.0 and slope[1] == 0.0
+
+
 def test_samples_that_diverge_are_masked_and_have_no_gradient():
     growth = torch.tensor([0.5, 1e200], dtype=F64, requires_grad=True)
     with pytest.warns(RuntimeWarning, match=r"1 of 2 samples did not converge .*\(samples 1\)"):
