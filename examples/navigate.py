@@ -21,6 +21,7 @@ from gradpath.examples.navigate_maps import (
     path_length,
     shortest_path,
 )
+from gradpath.intervals import mean_interval
 from gradpath.meshes import TriangleMesh
 
 HEIGHT, WIDTH = 24, 48  # of the image [px]
@@ -225,13 +226,8 @@ def score(result: Drive, shortest: Tensor) -> dict[str, float]:
     # Stopping short of the goal by what counts as reached must not be rewarded.
     best = shortest - REACHED
     weighted = result.success * best / torch.maximum(result.length, best)
-    width = 1.96 * weighted.std() / math.sqrt(len(weighted))
-    return {
-        "success": result.success.float().mean().item(),
-        "spl": weighted.mean().item(),
-        "low": (weighted.mean() - width).item(),
-        "high": (weighted.mean() + width).item(),
-    }
+    spl, low, high = mean_interval(weighted)
+    return {"success": result.success.float().mean().item(), "spl": spl, "low": low, "high": high}
 
 
 def evaluate(planner: gp.Stage, count: int, seed: int, blind: bool = False) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from gradpath.examples.navigate import (
     random_places,
 )
 from gradpath.examples.navigate_maps import Maps, draw_maps
+from gradpath.intervals import Interval
 from gradpath.task import Task, TrainOptions, rate
 
 
@@ -133,9 +134,8 @@ class NavigateTask(Task):
         for name, prefix in (("planner", ""), ("blindfolded", "blindfolded_"), ("straight", "straight_")):
             row = scores[name]
             metrics[prefix.rstrip("_") or "trained"] = rate(round(row["success"] * drawn), drawn)
-            metrics[f"{prefix}weighted_by_path_length"] = {
-                "value": row["spl"], "low": row["low"], "high": row["high"],
-            }  # fmt: skip
+            interval = Interval(row["spl"], row["low"], row["high"])
+            metrics[f"{prefix}weighted_by_path_length"] = interval.measured()
         return metrics
 
 

@@ -35,9 +35,6 @@ from gradpath.task import Task, TrainOptions, rate
 if TYPE_CHECKING:
     from gradpath.figures import Figure
 
-if TYPE_CHECKING:
-    pass
-
 EVALUATION_SEED = 20_000  # no training scene is drawn from it
 CLOSE = 0.03  # from the centre of the ball: what counts as reached [m]
 DT, SUBSTEPS = 0.05, 4  # of a control step [s]

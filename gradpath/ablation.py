@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class Ablation:
     """
 
     name: str
-    options: Mapping[str, Any] | None = field(default=None)
+    options: Mapping[str, Any] | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
