@@ -146,6 +146,8 @@ class _Reader:
             )
             raise InputError(f"{self.path}: joint {joint.name!r} is of type {joint.type!r}; {remedy}")
         kind, placement = _KINDS[joint.type], _pose(joint.origin)
+        if kind in ("hinge", "slide") and not float(np.linalg.norm(joint.axis)) > 0:
+            raise InputError(f"{self.path}: the axis of joint {joint.name!r} is zero; give it a direction")
         if joint.name in self.locked:
             placement = geometry.pose_compose(placement, _moved(kind, joint.axis, self.locked[joint.name]))
             kind = "fixed"
@@ -162,8 +164,6 @@ class _Reader:
     def _motion(self, joint: Any) -> dict[str, Any]:
         """Axis, limits and friction of a hinge or slide, and what it follows."""
         values: dict[str, Any] = {"axis": joint.axis}
-        if not float(np.linalg.norm(joint.axis)) > 0:
-            raise InputError(f"{self.path}: the axis of joint {joint.name!r} is zero; give it a direction")
         if joint.mimic is not None and not self.mimic:
             warnings.warn(
                 f"{self.path}: joint {joint.name!r} mimics {joint.mimic.joint!r} and moves by itself here; load with "
