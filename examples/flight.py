@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import gradpath as gp
 from gradpath import perception, planners, render, sim
+from gradpath.ablation import Ablation
 from gradpath.errors import InputError
 from gradpath.examples.flight_objective import RADIUS, flight_losses, outcome
 from gradpath.examples.flight_worlds import (
@@ -23,6 +24,7 @@ from gradpath.examples.flight_worlds import (
     drawn_meshes,
     solid_shapes,
 )
+from gradpath.examples.view import View
 from gradpath.task import Task, TrainOptions, rate
 
 if TYPE_CHECKING:
@@ -65,6 +67,10 @@ class FlightOptions(TrainOptions):
     """Share of the gradient that is left after each second that it travels back in time; 1 is the exact gradient."""
     renderer_gradient: Literal["full", "decayed", "off"] = "full"
     """Gradient through the camera to the body's pose; anything but full is an ablation."""
+    camera: Literal["on", "blank"] = "on"
+    """A blank camera shows nothing; an ablation."""
+    planner_learns: bool = True
+    """Whether the policy's last layer is trained; otherwise an ablation."""
     evaluation_worlds: int = 200
     """Unseen worlds in the evaluation."""
 
@@ -106,41 +112,6 @@ class FlightOptions(TrainOptions):
     def time_limit(self) -> int:
         """Control steps within which a flight in the evaluation must arrive: a quarter more than straight flight."""
         return round(1.25 * COURSE / self.speed * self.control_rate)
-
-
-class View(gp.Stage):
-    """The pose that the camera sees from: the body's, with a factor on the gradient that comes back from the image.
-
-    The factor is 1 but for ablations; the gradient that arrives here is what the renderer gives to the pose.
-
-    Args:
-        factor: What the gradient is multiplied with; 0 stops it.
-
-    Inputs: `pose` (B, 7). Outputs: `pose` (B, 7). Gradients: exact, scaled by the factor.
-    """
-
-    contract: gp.Contract
-
-    def __init__(self, factor: float = 1.0):
-        super().__init__()
-        gradient = "exact" if factor == 1.0 else "surrogate" if factor else "none"
-        self.contract = gp.Contract(inputs={"pose": "B 7"}, outputs={"pose": "B 7"}, gradient=gradient)
-        self.factor = factor
-
-    def forward(self, pose: Tensor) -> Tensor:
-        """Return the pose."""
-        return _ScaleGradient.apply(pose, self.factor)
-
-
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.factor, None
 
 
 def build_step(
@@ -190,7 +161,8 @@ def build_step(
         "body.state": "state",
         "clearance.pose": "body.state.pose",
     }
-    if blind:
+    fresh["plan"].requires_grad_(options.planner_learns)
+    if blind or options.camera == "blank":
         fresh["blindfold"] = perception.Blindfold(max_range=12.0)
         wires["blindfold.depth"] = "camera.depth"
         wires["sensor.depth"] = "blindfold.depth"
@@ -229,6 +201,18 @@ class FlightTask(Task):
     name: ClassVar[str] = "flight"
     description: ClassVar[str] = "vision-based flight through clutter: depth pixels to thrust and body rates"
     Options: ClassVar[type[TrainOptions]] = FlightOptions
+    ablations: ClassVar[tuple[Ablation, ...]] = (
+        Ablation("camera blanked", {"camera": "blank"}, "trained and evaluated with nothing to see"),
+        Ablation(
+            "planner frozen", {"planner_learns": False}, "the policy's last layer stays as it was drawn"
+        ),
+        Ablation("renderer's gradient off", {"renderer_gradient": "off"}, "the camera's pose is a constant"),
+        Ablation(
+            "perception trained alone",
+            note="the encoder has no loss of its own: only the policy gives its memory a meaning",
+        ),
+    )
+    compared: ClassVar[tuple[str, ...]] = ("trained", "trained_forests", "trained_rooms")
 
     def build(self) -> gp.Rollout:
         """Return the rollout with fresh weights."""

@@ -21,6 +21,7 @@ from gradpath.examples.navigate_maps import (
     path_length,
     shortest_path,
 )
+from gradpath.intervals import mean_interval
 from gradpath.meshes import TriangleMesh
 
 HEIGHT, WIDTH = 24, 48  # of the image [px]
@@ -105,17 +106,26 @@ class Robot:
             depth = self.blind(depth)
         return self.sensor(depth, generator)
 
+    def local(self, goal: Tensor, place: Tensor, yaw: Tensor) -> Tensor:
+        """Goals (B, 2) in the frames of the robots."""
+        return ((goal - place)[:, None] @ _turn(yaw))[:, 0]
+
     def path(
         self, planner: gp.Stage, image: Tensor, place: Tensor, yaw: Tensor, goal: Tensor
     ) -> planners.Curve:
         """The planned curves in the world, each one second long."""
-        turn = torch.stack(
-            [torch.stack([yaw.cos(), -yaw.sin()], -1), torch.stack([yaw.sin(), yaw.cos()], -1)], -2
+        keypoints = planner.run({"image": image, "goal": self.local(goal, place, yaw)})["keypoints"]
+        points = (
+            torch.cat([torch.zeros_like(keypoints[:, :1]), keypoints], 1) @ _turn(yaw).mT + place[:, None]
         )
-        local = ((goal - place)[:, None] @ turn)[:, 0]
-        keypoints = planner.run({"image": image, "goal": local})["keypoints"]
-        points = torch.cat([torch.zeros_like(keypoints[:, :1]), keypoints], 1) @ turn.mT + place[:, None]
         return planners.bspline(points, torch.ones(len(place)))
+
+
+def _turn(yaw: Tensor) -> Tensor:
+    """Rotations from the frame of a robot to the world, (B, 2, 2)."""
+    return torch.stack(
+        [torch.stack([yaw.cos(), -yaw.sin()], -1), torch.stack([yaw.sin(), yaw.cos()], -1)], -2
+    )
 
 
 COSTS = planners.Costs(
@@ -136,12 +146,10 @@ def train(planner: PathPlanner, iterations: int, batch: int, learning_rate: floa
     for _ in range(iterations):
         index = torch.randint(POOL, (batch,), generator=generator)
         maps = pool.pick(index)
-        place, yaw = _random_places(maps, generator)
+        place, yaw = random_places(maps, generator)
         robot = Robot(maps)
         curve = robot.path(planner, robot.look(place, yaw, generator), place, yaw, maps.goal)
-        loss = COSTS(
-            curve.sample(40, derivatives=2), goal=_next_goal(maps, place), field=fields[index]
-        ).mean()
+        loss = COSTS(curve.sample(40, derivatives=2), goal=next_goal(maps, place), field=fields[index]).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(planner.parameters(), 1.0)
@@ -151,13 +159,13 @@ def train(planner: PathPlanner, iterations: int, batch: int, learning_rate: floa
     return history
 
 
-def _next_goal(maps: Maps, place: Tensor) -> Tensor:
+def next_goal(maps: Maps, place: Tensor) -> Tensor:
     """The goal, or the point towards it that is as far as a plan reaches, (B, 2)."""
     ahead = maps.goal - place
     return place + ahead * (LOOK_AHEAD / ahead.norm(dim=-1, keepdim=True)).clamp_max(1.0)
 
 
-def _random_places(maps: Maps, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_places(maps: Maps, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Free places (B, 2), and headings (B,) more or less towards the goal."""
     batch = len(maps.goal)
     candidates = torch.rand(50, batch, 2, generator=generator) * torch.tensor([11.0, 8.0]) - torch.tensor(
@@ -218,17 +226,15 @@ def score(result: Drive, shortest: Tensor) -> dict[str, float]:
     # Stopping short of the goal by what counts as reached must not be rewarded.
     best = shortest - REACHED
     weighted = result.success * best / torch.maximum(result.length, best)
-    width = 1.96 * weighted.std() / math.sqrt(len(weighted))
-    return {
-        "success": result.success.float().mean().item(),
-        "spl": weighted.mean().item(),
-        "low": (weighted.mean() - width).item(),
-        "high": (weighted.mean() + width).item(),
-    }
+    spl, low, high = mean_interval(weighted)
+    return {"success": result.success.float().mean().item(), "spl": spl, "low": low, "high": high}
 
 
-def evaluate(planner: gp.Stage, count: int, seed: int) -> dict[str, Any]:
-    """Compare with A*, the straight line, and the same planner blindfolded, on unseen maps that have a free path."""
+def evaluate(planner: gp.Stage, count: int, seed: int, blind: bool = False) -> dict[str, Any]:
+    """Compare with A*, the straight line, and the same planner blindfolded, on unseen maps that have a free path.
+
+    With `blind`, the planner's own camera shows nothing either.
+    """
     maps = draw_maps(count, (seed, 1))
     fields = maps.field()
     paths = [shortest_path(*each) for each in zip(fields, maps.start, maps.goal, strict=True)]
@@ -240,7 +246,7 @@ def evaluate(planner: gp.Stage, count: int, seed: int) -> dict[str, Any]:
     maps = maps.pick(free)
     shortest = torch.tensor([path_length(path) for path in paths if path is not None])
     results = {
-        "planner": drive(planner, maps, seed),
+        "planner": drive(planner, maps, seed, blind),
         "blindfolded": drive(planner, maps, seed, blind=True),
         "straight": straight(maps),
         "A*": Drive(torch.ones(len(shortest), dtype=torch.bool), shortest - REACHED),

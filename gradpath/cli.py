@@ -1,4 +1,4 @@
-"""The command line: `gradpath train`, `evaluate`, `report`, `doctor`, `view` and `gradcheck`."""
+"""The command line: `gradpath train`, `evaluate`, `report`, `doctor`, `ablate`, `view` and `gradcheck`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import tyro
 from rich.console import Console
 
 from gradpath.errors import GradpathError, InputError
-from gradpath.task import TASKS, describe_task, is_rate, task_class
+from gradpath.intervals import is_measured
+from gradpath.task import TASKS, Task, describe_task, is_rate, task_class
 
 
 @dataclass(frozen=True)
@@ -144,24 +145,49 @@ def train_command(words: Sequence[str]) -> int:
     from gradpath.runs import next_folder
     from gradpath.train import train
 
+    task, given = _task(words, "train", ("run", Annotated[Path | None, tyro.conf.arg(help=RUN_HELP)], None))
+    result = train(task, given.run or next_folder(task.name))
+    return 0 if result.finished else 130
+
+
+def ablate_command(words: Sequence[str]) -> int:
+    """`gradpath ablate TASK [--options] [--run DIR] [--only NAME ...]`."""
+    if not words or words[0].startswith("-"):
+        print(_ablate_usage())
+        return 0 if words and words[0] in ("-h", "--help") else 2
+    from gradpath.ablation import ablate
+
+    task, given = _task(
+        words,
+        "ablate",
+        ("run", Annotated[Path | None, tyro.conf.arg(help=STUDY_HELP)], None),
+        ("only", Annotated[tuple[str, ...], tyro.conf.arg(help="Ablations to do; all by default.")], ()),
+    )
+    folder = given.run or Path("runs") / f"ablate-{task.name}"
+    table = ablate(task, folder, only=given.only)
+    print(table.markdown())
+    print(folder / "ablation.md")
+    return 0 if table.finished else 130
+
+
+def _task(words: Sequence[str], verb: str, *more: tuple[str, Any, Any]) -> tuple[Task, Any]:
+    """A task with the options on a command line, and all that was given there."""
     cls = task_class(words[0])
-    name = cls.name
     command = dataclasses.make_dataclass(
-        "Train",
+        verb.title(),
         [
             ("options", Annotated[cls.Options, tyro.conf.arg(name="")], cls.Options()),
-            ("run", Annotated[Path | None, tyro.conf.arg(help=RUN_HELP)], None),
+            *more,
             ("debug", Annotated[bool, tyro.conf.arg(help="Show the traceback of an error.")], False),
         ],
     )
     try:
         given: Any = tyro.cli(
-            command, prog=f"gradpath train {words[0]}", description=cls.description, args=list(words[1:])
+            command, prog=f"gradpath {verb} {words[0]}", description=cls.description, args=list(words[1:])
         )
     except ValueError as error:  # of the checks of a task's own options
         raise error if isinstance(error, GradpathError) else InputError(f"bad option: {error}") from error
-    result = train(cls(given.options), given.run or next_folder(name))
-    return 0 if result.finished else 130
+    return cls(given.options), given
 
 
 def evaluate_command(words: Sequence[str]) -> int:
@@ -238,6 +264,7 @@ def doctor_command(words: Sequence[str]) -> int:
 
 def print_metrics(metrics: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the figures of an evaluation, one per line; nested and long values are left to metrics.json."""
+    from gradpath.ablation import figure_text
     from gradpath.page import rate_text
 
     console = console or Console()
@@ -245,6 +272,8 @@ def print_metrics(metrics: Mapping[str, Any], console: Console | None = None) ->
     for name, value in metrics.items():
         if is_rate(value):
             shown[name] = rate_text(value)
+        elif is_measured(value):
+            shown[name] = figure_text(value)
         elif isinstance(value, (int, float, str)):
             shown[name] = f"{value:.4g}" if isinstance(value, float) else str(value)
     width = max(map(len, shown), default=0)
@@ -257,6 +286,11 @@ def print_metrics(metrics: Mapping[str, Any], console: Console | None = None) ->
 RUN_HELP = (
     "The run folder; runs/TASK-001 and so on by default. "
     "A folder that holds this task with these options is continued."
+)
+
+STUDY_HELP = (
+    "The folder of the study, with a run folder for each ablation; runs/ablate-TASK by default. "
+    "What is there is not done again."
 )
 
 # Importing them registers the operations of the library.
@@ -273,6 +307,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (evaluate_command, "evaluate the trained model of a run folder"),
     "report": (report_command, "write report.html of a run folder"),
     "doctor": (doctor_command, "say what is wrong with the trained model of a run folder, and where"),
+    "ablate": (ablate_command, "train a task again with one thing changed at a time, and compare"),
     "view": (view_command, "write pictures and videos of a mesh file, or of a run"),
     "gradcheck": (gradcheck_command, "prove every registered gradient against central differences"),
 }
@@ -306,6 +341,15 @@ def _train_usage() -> str:
         "usage: gradpath train TASK [--run DIR] [options]\n       gradpath train --resume RUN\n\n"
         f"tasks:\n{tasks}\n  or a path, package.module:Class, for a task of your own\n\n"
         '"gradpath train TASK --help" lists the options of a task.'
+    )
+
+
+def _ablate_usage() -> str:
+    return (
+        "usage: gradpath ablate TASK [--run DIR] [--only NAME ...] [options]\n\n"
+        f"tasks: {', '.join(sorted(TASKS))}, or a path, package.module:Class, for a task of your own\n\n"
+        "Trains and evaluates the task as it is, and with each of its ablations, and writes ablation.md and\n"
+        'ablation.json. "gradpath ablate TASK --help" lists the options, which all trainings share.'
     )
 
 

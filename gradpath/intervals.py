@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +23,19 @@ class Interval(NamedTuple):
         """Return value, low and high, None for what is not finite."""
         return [number if math.isfinite(number) else None for number in self]
 
+    def measured(self) -> dict[str, float | None]:
+        """Return value, low and high by name, as evaluations give them; `is_measured` knows them again."""
+        return dict(zip(self._fields, self.json(), strict=True))
+
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:+.3g}"
         return f"{self.value:+.3g} ({self.low:+.3g} to {self.high:+.3g})"
+
+
+def is_measured(value: Any) -> bool:
+    """Say whether a JSON value was made by `Interval.measured`."""
+    return isinstance(value, Mapping) and {"value", "low", "high"} == value.keys()
 
 
 def mean_interval(samples: Tensor) -> Interval:
@@ -36,6 +46,26 @@ def mean_interval(samples: Tensor) -> Interval:
         return Interval(mean, math.nan, math.nan)
     half = student(len(values) - 1) * float(values.std()) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
+
+
+def median_interval(samples: Tensor) -> Interval:
+    """The median of independent samples (N,) with an interval that holds whatever their distribution is.
+
+    Its ends are two of the sorted samples; without an interval for fewer than six, which cannot bound the median with
+    this confidence.
+    """
+    values = samples.detach().double().cpu().reshape(-1).sort().values
+    count, below = len(values), 0
+    share = tail = 0.5**count if count < 1000 else 0.0
+    if count >= 1000:  # 2**-N underflows; the normal distribution is exact enough
+        below = int(0.5 * count - _Z * 0.5 * math.sqrt(count))
+    while count < 1000 and tail <= 0.025:  # the binomial distribution's share of up to `below` samples
+        below += 1
+        share *= (count - below + 1) / below
+        tail += share
+    if not below:
+        return Interval(float(values.quantile(0.5)), math.nan, math.nan)
+    return Interval(float(values.quantile(0.5)), float(values[below - 1]), float(values[count - below]))
 
 
 def cosine_interval(one: Tensor, other: Tensor) -> Interval:

@@ -169,37 +169,37 @@ class _Vjp(torch.autograd.Function):
         return None, by_cotangent, *by_tensors
 
 
-def has_second_derivative(value: Tensor, inputs: Sequence[Tensor] | None = None) -> bool:
-    """Whether the gradient of a value can be differentiated once more, as far as its graph tells.
+def has_second_derivative(value: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Whether autograd can differentiate the gradient of a value by inputs once more, as far as its graph tells.
+
+    A function that is `once_differentiable` would otherwise have a second derivative of zero, without an error,
+    wherever the seed of the gradient is a constant. How other tensors came about that the value depends on does not
+    matter: they are differentiated once.
 
     Args:
         value: Any shape, with its graph, which stays.
-        inputs: What the gradient is with respect to; all leaves of the graph by default. What lies before these inputs
-            may be differentiable once only.
+        inputs: Tensors that require a gradient.
     """
     if not value.requires_grad:
         return True
     with torch.enable_grad():
         seed = torch.ones_like(value, requires_grad=True)
-        wanted = _leaves(value) if inputs is None else inputs
-        slopes = torch.autograd.grad(value, wanted, seed, create_graph=True, allow_unused=True)
-        return not any(_refuses(slope) for slope in slopes if slope is not None)
+        youngest = (seed * 1.0).grad_fn  # younger than all nodes of the value itself
+        assert youngest is not None
+        first = youngest._sequence_nr()
+        slopes = torch.autograd.grad(value, list(inputs), seed, create_graph=True, allow_unused=True)
+        return not any(_refuses(slope, first) for slope in slopes if slope is not None)
 
 
-def _nodes(value: Tensor) -> set[Any]:
-    """Every node of the graph of a value."""
-    seen, stack = set(), [value.grad_fn]
+def _refuses(slope: Tensor, first: int) -> bool:
+    """Whether a node of the graph of a slope cannot be differentiated, among those that are no older than `first`."""
+    seen, stack = set(), [slope.grad_fn]
     while stack:
         node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack += [upstream for upstream, _ in node.next_functions]
-    return seen
-
-
-def _leaves(value: Tensor) -> list[Tensor]:
-    return [node.variable for node in _nodes(value) if hasattr(node, "variable")]
-
-
-def _refuses(slope: Tensor) -> bool:
-    return any(type(node).__name__ in REFUSALS for node in _nodes(slope))
+        if node is None or node in seen or node._sequence_nr() < first:
+            continue
+        if type(node).__name__ in REFUSALS:
+            return True
+        seen.add(node)
+        stack += [upstream for upstream, _ in node.next_functions]
+    return False

@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from gradpath.errors import InputError, LoadError
 
 if TYPE_CHECKING:
+    from gradpath.ablation import Ablation
     from gradpath.figures import Figure
     from gradpath.losses import Losses
     from gradpath.stage import Stage
 
 # Import paths, not classes: listing the tasks must not import Warp.
-TASKS: dict[str, str] = {"flight": "gradpath.examples.flight:FlightTask"}
+TASKS: dict[str, str] = {
+    "flight": "gradpath.examples.flight:FlightTask",
+    "navigate": "gradpath.examples.navigate_task:NavigateTask",
+    "reach": "gradpath.examples.reach:ReachTask",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +79,15 @@ class TrainOptions:
 class Task(abc.ABC):
     """A model, its data and its measures, behind one interface for training, evaluation and report.
 
-    Subclasses name themselves, set `Options` to their options dataclass and implement the methods below.
+    Subclasses name themselves, set `Options` to their options dataclass and implement the methods below. For
+    `gradpath ablate` they declare their `ablations`, and which figures of the evaluation are `compared`.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     Options: ClassVar[type[TrainOptions]] = TrainOptions
+    ablations: ClassVar[tuple[Ablation, ...]] = ()
+    compared: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: TrainOptions) -> None:
         self.options: Any = options
@@ -117,7 +125,8 @@ class Task(abc.ABC):
     def evaluate(self, model: Stage, folder: Path) -> dict[str, Any]:
         """Measure the trained model and return JSON values; write data files and videos into `folder`.
 
-        Shares made with `rate` appear as headline numbers, in their order, in the report and on the terminal.
+        Shares made with `rate` appear as headline numbers, in their order, in the report and on the terminal, as do
+        numbers with an interval, `Interval.measured`, on the terminal.
         """
 
     def figures(self, folder: Path) -> list[Figure]:

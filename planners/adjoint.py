@@ -48,7 +48,12 @@ def attach(
     condition: Condition, x0: Tensor, states: Tensor, controls: Tensor, converged: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Return states (T + 1, B, n) and controls (T, B, m) with the gradient of the optimum; report and warn."""
-    report = Report("ilqr", condition.gradient, converged, _residual(condition, states, controls), iterations)
+    # A model may refuse what is not finite: where a sample has diverged, it is looked at as if it stood still.
+    sound = states.isfinite().all(-1).all(0)[:, None]
+    safe = torch.where(sound, states, states[:1]), controls.nan_to_num(0.0, 0.0, 0.0)
+    wanted = torch.is_grad_enabled() and _depends(condition, x0, *safe)
+    adjoint = _Adjoint(condition, *safe, converged) if wanted else None
+    report = Report("ilqr", condition.gradient, converged, _residual(condition, *safe, adjoint), iterations)
     recorded = publish(report)
     if not converged.all():
         failed = (~converged).nonzero().flatten().tolist()
@@ -60,9 +65,9 @@ def attach(
             RuntimeWarning,
             stacklevel=4,
         )
-    if not torch.is_grad_enabled() or not _depends(condition, x0, states, controls):
+    if adjoint is None:
         return states, controls
-    adjoint = _Adjoint(condition, states, controls, converged, report if recorded else None)
+    adjoint.report = report if recorded else None
     return _Optimum.apply(adjoint, states, controls, x0, *adjoint.equations(x0))
 
 
@@ -76,10 +81,12 @@ def _depends(condition: Condition, x0: Tensor, states: Tensor, controls: Tensor)
     return any(value.requires_grad for value in values)
 
 
-def _residual(condition: Condition, states: Tensor, controls: Tensor) -> Tensor:
+def _residual(condition: Condition, states: Tensor, controls: Tensor, adjoint: _Adjoint | None) -> Tensor:
     """Norm of the slope of the controls that are free, (B,)."""
-    source = condition.augmented or condition.problem
-    slope = source.derivatives(states, controls, False).slope
+    if adjoint is not None and condition.augmented is None and adjoint.converged.all():
+        slope = adjoint.found.slope  # at the same trajectory
+    else:
+        slope = (condition.augmented or condition.problem).derivatives(states, controls, False).slope
     low, high = condition.box
     moved = torch.minimum(torch.maximum(controls - slope, low), high) - controls
     return torch.linalg.vector_norm(moved, dim=(0, -1))
@@ -88,16 +95,16 @@ def _residual(condition: Condition, states: Tensor, controls: Tensor) -> Tensor:
 class _Adjoint:
     """The conditions of optimality as a graph, and the solution of their adjoint."""
 
-    def __init__(
-        self, condition: Condition, states: Tensor, controls: Tensor, converged: Tensor, report: Report | None
-    ):
-        self.condition, self.converged, self.report = condition, converged, report
+    report: Report | None = None
+
+    def __init__(self, condition: Condition, states: Tensor, controls: Tensor, converged: Tensor):
+        self.condition, self.converged = condition, converged
         problem, augmented = condition.problem, condition.augmented
         self.exact = condition.gradient != "gauss_newton"
         # Where there is no optimum, any finite point serves: its cotangents are zero, but zero times NaN is not.
         good = converged[:, None]
         self.states = torch.where(good, states, states[:1])
-        self.controls = torch.where(good, controls, controls.nan_to_num(0.0, 0.0, 0.0))
+        self.controls = controls
         self.multipliers = None if augmented is None else augmented.multipliers
         if augmented is not None:
             multipliers, value = augmented.multipliers, augmented.constraint

@@ -175,7 +175,7 @@ def bezier(control_points: Tensor, durations: Tensor) -> Curve:
         durations: [s], (B, pieces), or (B,) for one; differentiable.
     Raises:
         ShapeError: shapes that do not fit, or fewer than two points.
-        InputError: a duration that is not positive.
+        InputError: a duration that is not positive, or a point that is NaN or infinite.
     """
     points = control_points[:, None] if control_points.ndim == 3 else control_points
     times = durations[:, None] if durations.ndim == 1 else durations
@@ -185,6 +185,7 @@ def bezier(control_points: Tensor, durations: Tensor) -> Curve:
             f"{tuple(control_points.shape)} and {tuple(durations.shape)}"
         )
     _check_durations("bezier", times)
+    _check_points("bezier", points)
     return Curve(_bernstein(points.shape[2]).to(points) @ points, times)
 
 
@@ -197,7 +198,7 @@ def bspline(control_points: Tensor, duration: Tensor, *, degree: int = 3) -> Cur
         degree: Of the polynomials; derivatives are continuous up to degree - 1.
     Raises:
         ShapeError: shapes that do not fit, or too few points.
-        InputError: a duration that is not positive, or a degree outside 1 to 7.
+        InputError: a duration that is not positive, a point that is NaN or infinite, or a degree outside 1 to 7.
     References: de Boor 1978, A Practical Guide to Splines.
     """
     if not 1 <= degree <= 7:
@@ -212,9 +213,19 @@ def bspline(control_points: Tensor, duration: Tensor, *, degree: int = 3) -> Cur
             f"{tuple(control_points.shape)} and {tuple(duration.shape)}"
         )
     _check_durations("bspline", duration[:, None])
+    _check_points("bspline", control_points)
     basis = _spline_basis(control_points.shape[1], degree).to(control_points)  # (pieces, degree + 1, N)
     pieces = len(basis)
     return Curve(basis @ control_points[:, None], (duration / pieces)[:, None].expand(-1, pieces))
+
+
+def _check_points(name: str, points: Tensor) -> None:
+    bad = ~points.isfinite().flatten(1).all(-1)
+    if bad.any():
+        raise InputError(
+            f"{name}: a control point of curve {int(bad.nonzero()[0])} is NaN or infinite, so there is no curve; find "
+            "the image or the network that it comes from"
+        )
 
 
 def _check_durations(name: str, durations: Tensor) -> None:

@@ -154,22 +154,27 @@ class _Solver:
         u = torch.minimum(torch.maximum(controls, self.low), self.high)
         x = self.problem.rollout(start, u)
         batch = x.shape[1]
+        cost = self.problem.total(x, u)
         now = _Iterate(
             x,
             u,
-            self.problem.total(x, u),
+            torch.where(x.isfinite().all(-1).all(0), cost, torch.inf),
             x.new_zeros(batch),
             torch.zeros(batch, dtype=torch.bool, device=x.device),
         )
         count = 0
         for count in range(iterations + 1):
+            # A model may refuse what is not finite: where the motion diverges, it is looked at as if it stood still.
+            sound = now.states.isfinite().all(-1).all(0)
+            now.states = torch.where(sound[:, None], now.states, start)
             found = self.problem.derivatives(now.states, now.controls, self.exact)
             held = held_controls(now.controls, found.slope, self.low, self.high)
             factors, newton = self._factorize(found, held, now)
             step = riccati.solve(factors, found.linear, found.final_linear, torch.zeros_like(start))
             length, size = _length(step.controls), _length(now.controls)
             # A damped step is short because it is damped, not because the minimum is near.
-            now.converged = newton & (now.damping == 0) & (length <= self.tolerance * (1.0 + size))
+            short = length <= self.tolerance * (1.0 + size)
+            now.converged = newton & (now.damping == 0) & short & now.cost.isfinite()
             stuck = now.damping > MOST_DAMPING
             if (now.converged | stuck | ~now.cost.isfinite()).all() or count == iterations:
                 self._finish(now, step, factors, start)
@@ -246,13 +251,18 @@ class _Solver:
         """Trajectories (T + 1, K, B, n), (T, K, B, m) of the feedback around the current one, K step lengths."""
         share = lengths[:, None, None]
         x = start.expand(len(lengths), *start.shape)
+        lost = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)[..., None]
         states, controls = [x], []
         for t in range(len(now.controls)):
             ahead = share * step.controls[t]
             ahead = ahead + riccati.apply(factors.gains[t], x - now.states[t] - share * step.states[t])
             u = torch.minimum(torch.maximum(now.controls[t] + ahead, self.low[t]), self.high[t])
+            lost = lost | ~u.isfinite().all(-1, keepdim=True)
+            u = torch.where(lost, now.controls[t], u)  # a model may refuse what is not finite
             x = self.problem.dynamics(x, u)
-            states.append(x)
+            lost = lost | ~x.isfinite().all(-1, keepdim=True)
+            x = torch.where(lost, now.states[t + 1], x)
+            states.append(torch.where(lost, torch.nan, x))
             controls.append(u)
         return torch.stack(states), torch.stack(controls)
 

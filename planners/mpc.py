@@ -39,6 +39,7 @@ class MPC(Stage):
         hessian: As in `ilqr`.
         second: Where second derivatives of the model come from, as in `StageDynamics`.
         iterations: The most iterations in one call.
+        tolerance: As in `ilqr`; a plan that is replaced after one step need not be exact to the last digit.
         state: The model's input that is the state.
         control: The model's input that is the control.
         output: The model's output that is the next state.
@@ -74,6 +75,7 @@ class MPC(Stage):
         hessian: Hessian = "exact",
         second: str = "auto",
         iterations: int = 50,
+        tolerance: float | None = None,
         state: str = "state",
         control: str = "control",
         output: str | None = None,
@@ -119,7 +121,9 @@ class MPC(Stage):
         if isinstance(cost, Costs):
             self.cost = cost.step if cost.has_running else None
             self.final = cost.end if cost.has_terminal else None
-        self.choices: dict[str, Any] = {"gradient": gradient, "hessian": hessian, "iterations": iterations}
+        self.choices: dict[str, Any] = {
+            "gradient": gradient, "hessian": hessian, "iterations": iterations, "tolerance": tolerance,
+        }  # fmt: skip
         self.names: dict[str, Any] = {"state": state, "control": control, "output": output, "second": second}
         dtype = torch.get_default_dtype()
         self.register_buffer("low", torch.tensor(list(low), dtype=dtype))

@@ -78,7 +78,7 @@ class Problem:
                 ("cost", self.cost(stay, controls), (length, batch)),
                 ("final", self.final(stay[0]), (batch,)),
             ):
-                if (curved or name != "dynamics") and not has_second_derivative(value):
+                if (curved or name != "dynamics") and not has_second_derivative(value, (stay, controls)):
                     raise _no_second_derivative(name, getattr(self, name))
                 if value.shape != shape:
                     raise ShapeError(
@@ -95,10 +95,14 @@ class Problem:
 
     @torch.no_grad()
     def rollout(self, start: Tensor, controls: Tensor) -> Tensor:
-        """States (T + 1, B, n) under controls (T, B, m)."""
-        states = [start]
+        """States (T + 1, B, n) under controls (T, B, m); NaN from where a sample is no longer finite."""
+        states, x = [start], start
+        lost = torch.zeros_like(start[:, :1], dtype=torch.bool)
         for u in controls:
-            states.append(self.dynamics(states[-1], u))
+            x = self.dynamics(x, u)
+            lost = lost | ~x.isfinite().all(-1, keepdim=True)
+            x = torch.where(lost, start, x)  # a model may refuse what is not finite
+            states.append(torch.where(lost, torch.nan, x))
         return torch.stack(states)
 
     def derivatives(self, states: Tensor, controls: Tensor, exact: bool) -> Derivatives:

@@ -17,6 +17,7 @@ def load(
     merge_fixed: bool = True,
     meshes: bool = True,
     packages: Mapping[str, str | Path] | None = None,
+    locked: Mapping[str, float] | None = None,
 ) -> Model:
     """Read a robot from a URDF file (`.urdf`) or an MJCF file (`.xml`).
 
@@ -33,17 +34,23 @@ def load(
         meshes: Read collision shapes and visuals, and so ask for their mesh files; a mesh is read when it is used.
         packages: Folder of each package that `package://` paths of a URDF file name. Those above the file, and those
             in `ROS_PACKAGE_PATH` and `AMENT_PREFIX_PATH`, are found without.
+        locked: Hinges and slides of a URDF file that do not move, and where they stand [rad or m]; with `mimic=True`
+            those that follow them stand still too.
     Raises:
         InputError: names the file, the element and the remedy: a file that is missing or no robot, a mesh that is
-            missing, links in a loop, a joint that is not supported, a body without inertia.
+            missing, links in a loop, a joint that is not supported or cannot be locked, a body without inertia.
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{path}: there is no such file; check the path and the working directory")
     suffix = file.suffix.lower()
     if suffix == ".urdf":
-        builder = read_urdf(file, floating=floating, mimic=mimic, meshes=meshes, packages=packages or {})
+        builder = read_urdf(
+            file, floating=floating, mimic=mimic, meshes=meshes, packages=packages or {}, locked=locked or {}
+        )
         return builder.build(merge_fixed=merge_fixed)
+    if locked:
+        raise InputError(f"{path}: joints are locked in URDF files only; remove them from the MJCF file")
     if suffix in (".xml", ".mjcf"):
         return read_mjcf(file, meshes=meshes).build(merge_fixed=merge_fixed)
     raise InputError(f"{path}: robots are read from .urdf and .xml (MJCF) files, not from {suffix!r}")

@@ -30,7 +30,13 @@ GREY = (0.7, 0.7, 0.7, 1.0)  # of a primitive whose file gives it no colour
 
 
 def read_urdf(
-    path: Path, *, floating: bool, mimic: bool, meshes: bool, packages: Mapping[str, str | Path]
+    path: Path,
+    *,
+    floating: bool,
+    mimic: bool,
+    meshes: bool,
+    packages: Mapping[str, str | Path],
+    locked: Mapping[str, float],
 ) -> ModelBuilder:
     """Return a builder with the robot of a URDF file; see `gradpath.sim.load`."""
     try:
@@ -45,6 +51,7 @@ def read_urdf(
     except Exception as error:  # yourdfpy and lxml raise whatever they meet
         raise InputError(f"{path}: this is no URDF that yourdfpy can read: {error}") from error
     reader = _Reader(path, robot, mimic, meshes, packages)
+    reader.lock(locked)
     reader.read(floating)
     return reader.builder
 
@@ -58,6 +65,27 @@ class _Reader:
         self.builder = ModelBuilder(robot.name or path.stem, source=str(path))
         self.links = {link.name: link for link in robot.links}
         self.materials = {m.name: m for m in robot.materials if m.name is not None}
+        self.locked: dict[str, float] = {}
+
+    def lock(self, joints: Mapping[str, float]) -> None:
+        """Let joints stand still, and those that follow them."""
+        known = {joint.name: joint for joint in self.robot.joints}
+        for name, value in joints.items():
+            if name not in known or known[name].type not in ("revolute", "continuous", "prismatic"):
+                raise InputError(
+                    f"{self.path}: there is no hinge or slide {name!r} to lock; the joints are {', '.join(known)}"
+                )
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{self.path}: joint {name!r} cannot be locked at {value}; give a finite place"
+                )
+        self.locked = dict(joints)
+        for joint in self.robot.joints:
+            if self.mimic and joint.mimic is not None and joint.mimic.joint in joints:
+                ratio = 1.0 if joint.mimic.multiplier is None else joint.mimic.multiplier
+                self.locked.setdefault(
+                    joint.name, ratio * joints[joint.mimic.joint] + (joint.mimic.offset or 0.0)
+                )
 
     def read(self, floating: bool) -> None:
         root, children = self._tree()
@@ -117,11 +145,16 @@ class _Reader:
                 else f"the known ones are {', '.join(_KINDS)}"
             )
             raise InputError(f"{self.path}: joint {joint.name!r} is of type {joint.type!r}; {remedy}")
-        kind = _KINDS[joint.type]
+        kind, placement = _KINDS[joint.type], _pose(joint.origin)
+        if kind in ("hinge", "slide") and not float(np.linalg.norm(joint.axis)) > 0:
+            raise InputError(f"{self.path}: the axis of joint {joint.name!r} is zero; give it a direction")
+        if joint.name in self.locked:
+            placement = geometry.pose_compose(placement, _moved(kind, joint.axis, self.locked[joint.name]))
+            kind = "fixed"
         options: dict[str, Any] = {"joint": kind}
         if kind in ("hinge", "slide"):
             options |= self._motion(joint)
-        self._add_link(joint.child, joint.parent, joint.name, placement=_pose(joint.origin), **options)
+        self._add_link(joint.child, joint.parent, joint.name, placement=placement, **options)
         if kind in ("hinge", "slide") and "mimics" not in options:
             effort = joint.limit.effort if joint.limit is not None else None
             self.builder.add_motor(
@@ -131,8 +164,6 @@ class _Reader:
     def _motion(self, joint: Any) -> dict[str, Any]:
         """Axis, limits and friction of a hinge or slide, and what it follows."""
         values: dict[str, Any] = {"axis": joint.axis}
-        if not float(np.linalg.norm(joint.axis)) > 0:
-            raise InputError(f"{self.path}: the axis of joint {joint.name!r} is zero; give it a direction")
         if joint.mimic is not None and not self.mimic:
             warnings.warn(
                 f"{self.path}: joint {joint.name!r} mimics {joint.mimic.joint!r} and moves by itself here; load with "
@@ -256,6 +287,18 @@ class _FileFinder:
             for root in filter(None, os.environ.get(variable, "").split(os.pathsep)):
                 places += [Path(root) / package / inside, Path(root) / "share" / package / inside]
         return places
+
+
+def _moved(kind: str, axis: Any, value: float) -> Tensor:
+    """Pose of a link in the frame of its joint, a hinge or slide at a place."""
+    along = torch.as_tensor(np.asarray(axis, dtype=np.float64))
+    along = along / along.norm()
+    unit = geometry.pose_identity(dtype=torch.float64)
+    if kind == "slide":
+        return geometry.pose(value * along, unit[3:])
+    return geometry.pose(
+        unit[:3], geometry.quat_from_axis_angle(along, torch.tensor(value, dtype=torch.float64))
+    )
 
 
 def _scale(scale: Any) -> np.ndarray:

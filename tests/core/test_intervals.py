@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gradpath.intervals import cosine_interval, mean_interval, student
+from gradpath.intervals import cosine_interval, mean_interval, median_interval, student
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 1000])
@@ -35,3 +35,14 @@ def test_the_interval_of_a_cosine_holds_it_whatever_the_dimension(cosine):
         held += interval.low <= cosine <= interval.high
     assert held / 1000 == pytest.approx(0.95, abs=0.025)
     assert math.isnan(cosine_interval(directions[0] @ g, torch.zeros(24)).value)
+
+
+@pytest.mark.parametrize("count", [6, 7, 30, 200, 999, 1000, 5000])
+def test_the_interval_of_a_median_is_between_the_quantiles_of_the_binomial_distribution(count):
+    found = median_interval(torch.arange(count, dtype=torch.float64).flip(0))
+    below = int(found.low)  # as many samples are smaller
+    assert found.value == (count - 1) / 2 and found.high == count - 1 - below
+    # Sorted sample `below` is above the median where no more than that many samples are under it.
+    assert stats.binom.cdf(below, count, 0.5) <= (0.025 if count < 1000 else 0.027)
+    assert stats.binom.cdf(below + 1, count, 0.5) > (0.025 if count < 1000 else 0.023)
+    assert math.isnan(median_interval(torch.ones(5)).low)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import gradpath as gp
+from gradpath.ablation import Ablation
 from gradpath.errors import InputError
 from gradpath.figures import Figure
+from gradpath.intervals import mean_interval
 from gradpath.task import Task, TrainOptions, rate
 
 
@@ -84,6 +86,11 @@ class ToyTask(Task):
     description = "A point mass learns to rest at the origin."
     Options = ToyOptions
     options: ToyOptions
+    ablations = (
+        Ablation("one step", {"length": 1}, "no time to move"),
+        Ablation("camera blanked", note="it has no camera"),
+    )
+    compared = ("trained", "distance")
 
     def build(self) -> gp.Stage:
         step = gp.Pipeline(
@@ -130,6 +137,7 @@ class ToyTask(Task):
             "trained": rate(int((distance < 1).sum()), len(distance)),
             "untrained": rate(1, len(distance)),
             "mean_distance": float(distance.mean()),
+            "distance": mean_interval(distance).measured(),
         }
 
     def figures(self, folder: Path) -> list[Figure]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import gradpath as gp
-from gradpath.examples import navigate, navigate_maps
+from gradpath.examples import navigate, navigate_maps, navigate_task
 from gradpath.examples.navigate_maps import (
     ORIGIN,
     ROBOT,
@@ -15,6 +15,7 @@ from gradpath.examples.navigate_maps import (
     path_length,
     shortest_path,
 )
+from gradpath.train import evaluate, train
 
 
 def one_pillar(radius, count=1):
@@ -94,19 +95,74 @@ def test_training_lowers_the_cost_of_other_maps_whatever_the_encoder(name, monke
     planner = navigate.PathPlanner(navigate.encoder(name))
     maps = draw_maps(100, (5,))
     robot, generator = navigate.Robot(maps), torch.Generator().manual_seed(0)
-    place, yaw = navigate._random_places(maps, generator)
+    place, yaw = navigate.random_places(maps, generator)
     image, field = robot.look(place, yaw, generator), maps.field()
 
     def cost():
         with torch.no_grad():
             path = robot.path(planner, image, place, yaw, maps.goal).sample(40, 2)
-            return float(navigate.COSTS(path, goal=navigate._next_goal(maps, place), field=field).mean())
+            return float(navigate.COSTS(path, goal=navigate.next_goal(maps, place), field=field).mean())
 
     before = cost()
     navigate.train(planner, iterations=40, batch=24, learning_rate=3e-3, seed=0)
     assert cost() < 0.95 * before
     with pytest.raises(gp.InputError, match="there are conv and vit"):
         navigate.encoder("resnet")
+
+
+def walled():
+    """A map whose seven pillars leave no gap that the robot fits through, beside one with a way."""
+    wall = torch.stack([torch.full((7,), 6.0), torch.linspace(-4.3, 4.3, 7)], -1)
+    radii = torch.full((2, 7), 0.7)
+    centres = torch.stack([wall, wall + torch.tensor([0.0, 6.0])])
+    ends = [torch.tensor([[x, 0.0], [x, -2.0]]) for x in (0.5, 11.5)]
+    return Maps(centres, radii, *ends)
+
+
+def test_maps_without_a_free_path_are_counted_and_left_out(monkeypatch):
+    maps = walled()
+    planner = navigate.PathPlanner(navigate.encoder("conv"))
+    monkeypatch.setattr(navigate, "draw_maps", lambda count, seed: maps)
+    found = navigate.evaluate(planner, 2, 0)
+    assert found["without_free_path"] == 1 and found["A*"]["spl"] == 1.0
+    monkeypatch.setattr(navigate, "draw_maps", lambda count, seed: maps.pick(torch.tensor([0])))
+    with pytest.raises(gp.InputError, match="none of the 1 maps has a free path"):
+        navigate.evaluate(planner, 1, 0)
+
+
+def test_pixels_that_are_not_numbers_are_named():
+    maps = draw_maps(2, (6,))
+    planner, image = navigate.PathPlanner(navigate.encoder("conv")), torch.rand(2, 1, 24, 48)
+    image[1, 0, 3, 3] = torch.nan
+    with pytest.raises(gp.InputError, match="control point of curve 1 is NaN"):
+        navigate.Robot(maps).path(planner, image, maps.start, torch.zeros(2), maps.goal)
+
+
+def test_the_task_trains_as_the_example_and_is_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(navigate_task, "POOL", 16)
+    navigate_task._pool.cache_clear()
+    options = navigate_task.NavigateOptions(iterations=3, worlds=6, maps=4)
+    task = navigate_task.NavigateTask(options)
+    planner = task.build()
+    robot, place, yaw, field, generator = task._robots(1)
+    path = robot.path(planner, robot.look(place, yaw, generator), place, yaw, robot.maps.goal)
+    cost = navigate.COSTS(path.sample(40, 2), goal=navigate.next_goal(robot.maps, place), field=field)
+    assert task.losses()(task.forward(planner, 1)).total.item() == pytest.approx(cost.mean().item(), rel=1e-6)
+    (_, inputs) = task.sample(1)
+    assert planner.run(inputs)["keypoints"].shape == (6, navigate.KEYPOINTS, 2)
+    assert train(task, tmp_path).finished
+    metrics = evaluate(tmp_path)
+    assert metrics["trained"]["trials"] == metrics["maps"] - metrics["without_free_path"] == 4
+    assert metrics["weighted_by_path_length"]["value"] <= metrics["trained"]["share"]
+    frozen = navigate_task.NavigateTask(navigate_task.NavigateOptions(planner_learns=False)).build()
+    assert not any(p.requires_grad for p in frozen.head.parameters())
+    assert all(p.requires_grad for p in frozen.encoder.parameters())
+    blank = navigate_task.NavigateTask(navigate_task.NavigateOptions(worlds=2, camera="blank"))
+    images = blank.sample(0)[1]["image"]
+    assert images.std() < 0.05 < task.sample(0)[1]["image"].std()
+    with pytest.raises(gp.InputError, match="option maps"):
+        navigate_task.NavigateOptions(maps=0)
+    navigate_task._pool.cache_clear()
 
 
 @pytest.mark.slow

@@ -173,6 +173,11 @@ def test_bad_curves_are_refused():
         planners.minimum_snap(random(2, 3, 3), torch.ones(2, 1, dtype=F64))
     with pytest.raises(InputError, match="NaN or infinite"):
         planners.minimum_snap(random(2, 2, 3) * torch.nan, torch.ones(2, 1, dtype=F64))
+    points = random(2, 4, 3)
+    points[1, 2, 0] = torch.nan
+    for curve in (planners.bspline, planners.bezier):
+        with pytest.raises(InputError, match="control point of curve 1 is NaN"):
+            curve(points, torch.ones(2, dtype=F64))
     with pytest.raises(ShapeError, match="above the degree 3"):
         planners.bspline(random(1, 3, 2), torch.ones(1, dtype=F64))
     with pytest.raises(ShapeError, match="one column per curve"):

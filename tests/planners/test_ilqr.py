@@ -313,6 +313,25 @@ def test_a_saddle_has_no_gradient_and_a_warning():
     assert slope[1] == 0.0 and slope.isfinite().all()
 
 
+@pytest.mark.parametrize("gradient", ["implicit", "gauss_newton", "unroll"])
+def test_a_cost_that_is_singular_is_masked_and_has_no_gradient(gradient):
+    weight = torch.tensor(
+        [1.0, 0.0], dtype=F64, requires_grad=True
+    )  # the controls of the second matter to nothing
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 samples did not converge .*\(samples 1\)"):
+        plan = planners.ilqr(
+            lambda x, u: x + weight[:, None] * u,
+            lambda x, u: weight * u.square().sum(-1),
+            lambda x: (x - 1.0).square().sum(-1),
+            torch.zeros(2, 1, dtype=F64),
+            torch.zeros(2, 4, 1, dtype=F64),
+            gradient=gradient,
+        )
+    assert plan.converged.tolist() == [True, False] and plan.controls.isfinite().all()
+    (slope,) = torch.autograd.grad(plan.controls.sum(), weight)
+    assert slope[0] != 0.0 and slope[1] == 0.0
+
+
 def test_samples_that_diverge_are_masked_and_have_no_gradient():
     growth = torch.tensor([0.5, 1e200], dtype=F64, requires_grad=True)
     with pytest.warns(RuntimeWarning, match=r"1 of 2 samples did not converge .*\(samples 1\)"):
@@ -326,6 +345,35 @@ def test_samples_that_diverge_are_masked_and_have_no_gradient():
     assert plan.converged.tolist() == [True, False]
     (slope,) = torch.autograd.grad(plan.controls[0].sum(), growth, retain_graph=True)
     assert slope[0] != 0.0 and slope[1] == 0.0
+
+
+def test_a_model_that_refuses_what_is_not_finite_is_never_given_it():
+    push = torch.tensor([1.0, 9.0], dtype=F64, requires_grad=True)
+    lost = torch.zeros(2, dtype=torch.bool)
+
+    def careful(x, u):
+        if not (x.isfinite().all() and u.isfinite().all()):
+            raise InputError("not finite")
+        after = torch.where(x.abs() > 2.0, torch.nan, x + 0.1 * push[:, None] + u)  # it breaks beyond 2
+        lost.logical_or_((~after.isfinite()).any(-1).reshape(-1, 2).any(0))
+        return after
+
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 samples did not converge .*\(samples 1\)"):
+        plan = planners.ilqr(
+            careful,
+            lambda x, u: 1e-3 * u.square().sum(-1),
+            lambda x: (
+                1.0 + 100.0 * (x[..., 0] - 1.0).square()
+            ).sqrt(),  # Newton's first step goes much too far
+            torch.full((2, 1), -1.9, dtype=F64),
+            torch.zeros(2, 8, 1, dtype=F64),
+            low=-1.0,
+            high=torch.tensor([[1.0], [-0.95]], dtype=F64),
+        )
+    assert lost.all()
+    assert plan.converged.tolist() == [True, False]
+    (slope,) = torch.autograd.grad(plan.controls[0].sum(), push)
+    assert slope.isfinite().all() and slope[1] == 0.0 and slope[0] != 0.0
 
 
 def test_a_warm_start_takes_fewer_iterations():

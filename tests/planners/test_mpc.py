@@ -142,3 +142,13 @@ def test_refusals():
     bad = {**STATE, "angle": STATE["angle"] * torch.nan}
     with pytest.raises(InputError, match="x0 of sample 0 is NaN"):
         controller().run({"state": bad, "goal": GOAL})
+
+
+def test_a_loose_tolerance_takes_fewer_iterations_and_gives_nearly_the_same():
+    with gp.implicit.record() as reports:
+        exact, loose = (
+            controller(tolerance=tolerance).run({"state": STATE, "goal": GOAL})["control"]
+            for tolerance in (None, 0.1)
+        )
+    assert reports[1].iterations < reports[0].iterations
+    assert 0.0 < (exact - loose).abs().max() < 0.05

@@ -1,6 +1,7 @@
 """Kinematics and dynamics of the robots of example-robot-data against Pinocchio: values and analytic derivatives."""
 
 import functools
+import math
 import sys
 from pathlib import Path
 
@@ -227,6 +228,38 @@ def test_a_follower_moves_with_its_leader():
     q = random_coordinates(model, 3, seed=5)
     both = torch.cat([q, q[:, 7:]], 1)
     torch.testing.assert_close(sim.forward_kinematics(model, q), sim.forward_kinematics(free, both))
+
+
+def test_locked_joints_stand_still_as_in_pinocchios_reduced_model(tmp_path):
+    path = FOLDER / "panda_description/urdf/panda.urdf"
+    places = {"panda_joint2": 0.4, "panda_finger_joint1": 0.04}
+    model = sim.load(path, mimic=True, meshes=False, locked=places)
+    full = pin.buildModelFromUrdf(str(path))
+    q = pin.neutral(full)
+    for name, value in {**places, "panda_finger_joint2": 0.04}.items():  # the second finger follows the first
+        q[full.joints[full.getJointId(name)].idx_q] = value
+    locked = [full.getJointId(name) for name in (*places, "panda_finger_joint2")]
+    reduced = pin.buildReducedModel(full, locked, q)
+    assert list(model.joint_names) == list(reduced.names)[1:]
+    batch = random_coordinates(model, 5, 0)
+    qd, qdd = (
+        torch.randn(5, model.nv, dtype=F64, generator=torch.Generator().manual_seed(s)) for s in (1, 2)
+    )
+    tau = sim.inverse_dynamics(model, batch, qd, qdd)
+    data = reduced.createData()
+    for row in range(5):
+        expected = pin.rnea(reduced, data, batch[row].numpy(), qd[row].numpy(), qdd[row].numpy())
+        np.testing.assert_allclose(tau[row], expected, rtol=0, atol=1e-9)
+    for wrong, message in (
+        ({"panda_joint8": 0.0}, "no hinge or slide"),
+        ({"panda_joint2": math.nan}, "finite place"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sim.load(path, meshes=False, locked=wrong)
+    other = tmp_path / "robot.xml"
+    other.write_text("<mujoco/>")
+    with pytest.raises(InputError, match="URDF files only"):
+        sim.load(other, locked=places)
 
 
 def test_bodies_behind_fixed_joints_are_merged_or_kept_with_the_same_motion():
