@@ -225,7 +225,8 @@ def launch_worlds(
     """Launch `kernel` over all worlds, on the CPU split over `get_threads()` threads; the result is the same.
 
     The first argument of the kernel is `first: int`, passed by this function; its world is `first` plus the
-    first thread index. Worlds must not write to common memory: additions on the CPU are not atomic.
+    first thread index. Worlds must not write to common memory: additions on the CPU are not atomic. A kernel may count
+    finer items than worlds, such as the strips or faces of each, as long as this holds for them.
 
     Args:
         kernel: The kernel, from `specialize`.

@@ -47,6 +47,9 @@ def make(scalar):
         m2: vec3
         normal: vec3  # their sum
         volume: scalar  # the depth of a hit is volume / (normal . ray)
+        side_0: vec3  # of m0, m1, m2, as `side_of` has it
+        side_1: vec3
+        side_2: vec3
 
     @wp.func
     def centre_of(height: int, width: int):
@@ -170,19 +173,33 @@ def make(scalar):
                 plane.m2 = wp.cross(p0, p1) * s
                 plane.normal = plane.m0 + plane.m1 + plane.m2
                 plane.volume = volume * s
+                farthest = wp.max(wp.abs(scalar(y0) - centre[1]), wp.abs(scalar(y1 + 1) - centre[1]))
+                plane.side_0 = side_of(plane.m0, farthest)
+                plane.side_1 = side_of(plane.m1, farthest)
+                plane.side_2 = side_of(plane.m2, farthest)
         return plane
 
     @wp.func
-    def cut(m: vec3, v: scalar, span: vec2):
-        """Shrink a span of u to where (u, v, 1) is on the inner side of m, not by more than is sure."""
+    def side_of(m: vec3, farthest: scalar):
+        """Where a row leaves the inner side of m, the rays with m.(u, v, 1) >= 0, as (slope, offset, side).
+
+        That is at u = slope v + offset, from there on (side 1) or up to there (-1), where |v| is at most `farthest`;
+        the offset lets in what is not sure to be outside.
+        """
         if m[0] == zero:
-            return span
+            return vec3(zero, zero, zero)
         inverse = one / m[0]
-        end = -(m[1] * v + m[2]) * inverse
-        unsure = slack + rounding * (wp.abs(m[1] * v) + wp.abs(m[2])) * wp.abs(inverse)
-        if m[0] > zero:
-            return vec2(wp.max(span[0], end - unsure), span[1])
-        return vec2(span[0], wp.min(span[1], end + unsure))
+        side = wp.sign(inverse)
+        unsure = slack + rounding * (wp.abs(m[1]) * farthest + wp.abs(m[2])) * wp.abs(inverse)
+        return vec3(-m[1] * inverse, -m[2] * inverse - side * unsure, side)
+
+    @wp.func
+    def cut(side: vec3, v: scalar, span: vec2):
+        """The part of a row from span[0] to span[1] that lies on the inner side."""
+        end = side[0] * v + side[1]
+        low = wp.where(side[2] > zero, wp.max(span[0], end), span[0])
+        high = wp.where(side[2] < zero, wp.min(span[1], end), span[1])
+        return vec2(low, high)
 
     @wp.func
     def plane_row(plane: Plane, y: int, centre: vec2):
@@ -190,7 +207,7 @@ def make(scalar):
         v = scalar(y) + half - centre[1]
         shift = half - centre[0]
         span = vec2(scalar(plane.begin[0]) + shift, scalar(plane.end[0]) + shift)
-        span = cut(plane.m0, v, cut(plane.m1, v, cut(plane.m2, v, span)))
+        span = cut(plane.side_0, v, cut(plane.side_1, v, cut(plane.side_2, v, span)))
         low = wp.ceil(span[0] - shift)
         high = wp.floor(span[1] - shift)
         if low <= high:
@@ -329,6 +346,8 @@ def make(scalar):
         pixel_span=pixel_span,
         find_tile=find_tile,
         is_aside=is_aside,
+        side_of=side_of,
+        cut=cut,
         find_plane=find_plane,
         plane_row=plane_row,
         meet=meet,

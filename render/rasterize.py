@@ -129,7 +129,9 @@ def rasterize(
         hard = values
         flat = homogeneous(bent, cameras, image)
         alpha, depth = softras_image(image, topology, rule, sigma, "depth" in names, flat)
-        values = {"alpha": alpha, "depth": lens.unbend_depth(depth, far)}
+        values = {"alpha": alpha}
+        if "depth" in names:
+            values["depth"] = lens.unbend_depth(depth, far)
     elif mode == "straight_through":
         hard = _draw(pieces.hard(), names, attributes, points_next)
     if mode == "straight_through":

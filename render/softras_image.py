@@ -61,38 +61,53 @@ class _SoftRasImage(torch.autograd.Function):
     ) -> Any:
         ctx.rest = image, topology, rule, sigma, with_depth
         run = Launcher(image, topology, points, rule.reach(sigma))
-        clear, mix, nearest = run.new(), run.new(3), run.new(dtype=torch.int32)
-        kernel_rule = softras.make(run.scalar).vec2(sigma, rule.gamma if with_depth else 0.0)
+        clear = run.new().fill_(1.0)
+        mix = run.new(3) if with_depth else run.none(3)
+        nearest = run.new(dtype=torch.int32) if with_depth else run.none().to(torch.int32)
         out = (run.number(clear), run.vec3(mix), kernels.array(nearest, wp.int32))
         given = (run.faces, run.points)
+        kernel_rule = softras.make(run.scalar).vec2(sigma, rule.gamma if with_depth else 0.0)
         run.launch_blocks(softras.make(run.scalar).gather, given, (kernel_rule, *out), run.tile)
         ctx.save_for_backward(points, clear, mix, nearest)
+        ctx.set_materialize_grads(False)
+        if not with_depth:
+            return 1.0 - clear, mix[..., 0]
         background = _background(mix, rule.gamma)
-        depth = (mix[..., 2] + background * image.far) / (mix[..., 1] + background)
-        return 1.0 - clear, depth
+        return 1.0 - clear, (mix[..., 2] + background * image.far) / (mix[..., 1] + background)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_alpha: Tensor, g_depth: Tensor) -> Any:
-        image, topology, rule, sigma, with_depth = ctx.rest
+    def backward(ctx: Any, g_alpha: Tensor | None, g_depth: Tensor | None) -> Any:
+        image, topology, rule, sigma, _with_depth = ctx.rest
         points, clear, mix, nearest = ctx.saved_tensors
         run = Launcher(image, topology, points, rule.reach(sigma))
-        background = _background(mix, rule.gamma)
-        total = mix[..., 1] + background
-        depth = (mix[..., 2] + background * image.far) / total
-        per_weight = g_depth / total
-        # The largest inverse depth scales all weights but a background at its least, so that one moves against them.
-        held = torch.where(background <= EPSILON, background * (image.far - depth) / rule.gamma, 0.0)
-        remaining = torch.where(clear > 1e-14, clear, 0.0)  # as in the kernel: what is covered is left out
-        seeds = torch.stack([-g_alpha * remaining, per_weight, depth, per_weight * held], dim=-1)
-        kernel_rule = softras.make(run.scalar).vec2(sigma, rule.gamma if with_depth else 0.0)
+        # As in the kernel: what is covered is left out.
+        g_clear = (
+            torch.zeros_like(clear) if g_alpha is None else torch.where(clear > 1e-14, -g_alpha * clear, 0.0)
+        )
+        seeds = run.none(3) if g_depth is None else _depth_seeds(mix, rule.gamma, image.far, g_depth)
+        kernel_rule = softras.make(run.scalar).vec2(sigma, 0.0 if g_depth is None else rule.gamma)
         faces = topology.faces.shape[0]
         corners, g_points = points.new_empty(run.worlds, faces, 3, 3), torch.zeros_like(points)
         given = (run.faces, run.points, run.limits, kernel_rule)
-        state = (run.vec3(mix), kernels.array(nearest, wp.int32), run.vec4(seeds))
+        state = (run.vec3(mix), kernels.array(nearest, wp.int32), run.number(g_clear), run.vec3(seeds))
         run.launch(softras.make(run.scalar).scatter, (*given, *state, run.vec3(corners)), faces)
         run.collect(topology.corners_at, corners.flatten(1, 2), g_points)
         return None, None, None, None, None, g_points
+
+
+def _depth_seeds(mix: Tensor, gamma: float, far: float, g_depth: Tensor) -> Tensor:
+    """What a face needs for its part in the gradient of depth, (B, H, W, 3).
+
+    That is: the gradient of depth per weight, depth, and the gradient of the largest inverse depth.
+    """
+    background = _background(mix, gamma)
+    total = mix[..., 1] + background
+    depth = (mix[..., 2] + background * far) / total
+    per_weight = g_depth / total
+    # The largest inverse depth scales all weights but a background at its least, so that one moves against them.
+    held = torch.where(background <= EPSILON, background * (far - depth) / gamma, 0.0)
+    return torch.stack([per_weight, depth, per_weight * held], dim=-1)
 
 
 def softras_image(
@@ -103,7 +118,10 @@ def softras_image(
     with_depth: bool,
     points: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Alpha and depth (B, H, W), differentiable in the vertices in homogeneous coordinates, (B, V, 3)."""
+    """Alpha and depth (B, H, W), the latter empty where it is not asked for.
+
+    Differentiable in the vertices in homogeneous coordinates, (B, V, 3).
+    """
     return _SoftRasImage.apply(image, topology, rule, sigma, with_depth, points)
 
 

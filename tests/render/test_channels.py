@@ -1,6 +1,7 @@
 """Channels besides alpha and depth: values against a ray caster and closed forms, gradients against differences."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import trimesh
 from render_scenes import F64, K, at, clutter, joined
 
 import gradpath as gp
+from gradpath import kernels, render
 from gradpath.errors import InputError, ShapeError
 from gradpath.examples.flight_worlds import asset_meshes
 from gradpath.render import Attribute, Topology, face_normals, fragments, pinhole, rasterize, vertex_normals
@@ -250,6 +252,34 @@ def test_two_backward_passes_are_bit_equal():
         return x.grad
 
     assert torch.equal(run(), run())
+
+
+@pytest.mark.parametrize("silhouette", ["edge", "softras"])
+def test_threads_share_one_image_and_change_no_bit(silhouette):
+    """One image is cut into strips; no gradient is a sum whose order depends on who found its parts."""
+    points, faces = clutter()
+    channels = ("alpha", "depth") if silhouette == "softras" else ("alpha", "depth", *CHANNELS)
+    attributes = random_attributes(points, faces)
+
+    def run(threads):
+        kernels.set_threads(threads)
+        x, k = points.clone().requires_grad_(), K.clone().requires_grad_()
+        image = draw(x, faces, channels, k, attributes=attributes, silhouette=silhouette)
+        sum(value.square().sum() for value in image.values()).backward()
+        return [*(value.detach() for value in image.values()), x.grad, k.grad]
+
+    try:
+        alone = run(1)
+        for threads in (2, 3):
+            assert all(torch.equal(a, b) for a, b in zip(alone, run(threads), strict=True))
+    finally:
+        kernels.set_threads(None)
+
+
+def test_nothing_is_added_by_atomics():
+    """Their order is that of the threads on a GPU, where sums would differ from run to run."""
+    sources = Path(render.__file__).parent.resolve().glob("*.py")
+    assert not [path.name for path in sources if "wp.atomic" in path.read_text()]
 
 
 def test_pieces_are_shaded_before_they_are_blended():
