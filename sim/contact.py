@@ -168,6 +168,9 @@ class Contact:
             width=self.width,
         )
         pair = table[..., 0:3:2].long()
+        if any(self.shapes.margin):
+            margin = depth.new_tensor(self.shapes.margin)
+            depth = depth + margin[pair.clamp(min=0)].sum(-1)
         bodies = torch.where(pair < 0, -1, index[:, 1].long()[pair.clamp(min=0)]).to(torch.int32)
         return ContactPoints(pair, bodies, point, normal, depth, weight)
 
@@ -204,6 +207,8 @@ class Contact:
         placed = geometry.pose_compose(pose[:, body.clamp(min=0)], shape_pose)
         placed = torch.where((body < 0)[:, None], shape_pose, placed)
         radius = bounding_radius(self.shapes, self._assets, size) + 0.5 * REACH * self.width
+        if any(self.shapes.margin):
+            radius = radius + radius.new_tensor(self.shapes.margin)
         world, pairs = near_pairs(placed[..., :3], radius, self._allowed)
         contacts, pair = self._probes.expand(pairs.cpu())
         return pack(contacts, world.cpu()[pair], pose.shape[0]).to(pose.device)

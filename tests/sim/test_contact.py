@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -305,3 +306,15 @@ def test_poses_that_are_none_are_refused():
         contact.wrenches(poses((0, 0, math.nan)), torch.zeros(1, 1, 6, dtype=F64))
     with pytest.raises(ShapeError, match="velocity"):
         contact.wrenches(poses((0, 0, 0)), torch.zeros(1, 2, 6, dtype=F64))
+
+
+def test_a_margin_is_touched_before_the_surface():
+    shapes = Shapes.of([SPHERE, PLANE], [0, sim.WORLD], [(0.1, 0, 0)] * 2)
+    thick = replace(shapes, margin=(0.01, 0.02))
+    pose = poses((0, 0, 0.12))
+    for broad_phase in ("all", "sweep"):
+        contact = sim.Contact(thick, broad_phase=broad_phase)
+        assert float(contact.points(pose).depth) == pytest.approx(0.01)
+    assert float(sim.Contact(shapes).points(pose).depth) == pytest.approx(-0.02)
+    with pytest.raises(InputError, match="margin"):
+        sim.ModelBuilder("ball").add_shape(None, SPHERE, (0.1,), margin=-1.0)

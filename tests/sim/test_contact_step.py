@@ -11,22 +11,46 @@ mujoco = pytest.importorskip("mujoco")
 ASSETS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
 
 
-def test_half_cheetah_comes_to_rest_as_in_mujoco():
-    path = str(ASSETS / "half_cheetah.xml")
-    theirs = mujoco.MjModel.from_xml_path(path)
+def rest_with(name: str, start: list[float] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates of a robot at the start and where MuJoCo lets it rest after a minute; quaternions as ours are."""
+    theirs = mujoco.MjModel.from_xml_path(str(ASSETS / f"{name}.xml"))
     data = mujoco.MjData(theirs)
-    start = torch.tensor(data.qpos.copy())[None]
+    if start is not None:
+        data.qpos[:] = start
+
+    def ours() -> torch.Tensor:
+        q = torch.tensor(data.qpos.copy())
+        free = theirs.jnt_type[0] == 0
+        return torch.cat([q[:3], q[4:7], q[3:4], q[7:]]) if free else q
+
+    begin = ours()
     for _ in range(6000):  # its friction creeps, as ours does, until nothing pulls at the feet
         mujoco.mj_step(theirs, data)
-    model = sim.load(path)
-    robot = sim.Articulation(model, 0.05, 5, contact=sim.Contact(model.shapes, 2e4, 1.0))
-    state = {"q": start, "qd": torch.zeros(1, model.nv, dtype=torch.float64)}
+    return begin, ours()
+
+
+UPRIGHT_ANT = [0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "stiffness", "steps"),
+    [
+        ("half_cheetah", None, 2e4, 400),
+        pytest.param("ant", UPRIGHT_ANT, 2e3, 700, marks=pytest.mark.slow),
+    ],
+)
+def test_robots_come_to_rest_as_in_mujoco(name, start, stiffness, steps):
+    begin, theirs = rest_with(name, start)
+    model = sim.load(str(ASSETS / f"{name}.xml"))
+    robot = sim.Articulation(model, 0.05, 5, contact=sim.Contact(model.shapes, stiffness, 1.0))
+    state = {"q": begin[None], "qd": torch.zeros(1, model.nv, dtype=torch.float64)}
     with torch.no_grad():
-        for _ in range(400):
+        for _ in range(steps):
             state = robot(state, torch.zeros(1, model.nu, dtype=torch.float64))["state"]
-    difference = (state["q"][0] - torch.tensor(data.qpos)).abs()
-    assert difference[1] < 0.01  # height [m]
-    assert difference[2:].max() < math.radians(2.0)
+    difference = (state["q"][0] - theirs).abs()
+    height = 2 if name == "ant" else 1
+    assert difference[height] < 0.01  # [m]
+    assert difference[height + 1 :].max() < math.radians(2.0)
     assert state["qd"].abs().max() < 1e-2
 
 
