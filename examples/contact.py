@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,26 @@ GRAVITY = 9.81  # [m/s^2]
 MODELS = ("pointwise", "smooth", "impact")
 
 
-class Pointwise(sim.Contact):
-    """The same forces, taken at the beginning of the step as if it had no length."""
+class Pointwise:
+    """The same law, taken at the beginning of each step as if it had no length: what a naive simulator does."""
 
-    def wrenches(self, pose: Tensor, velocity: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return the wrenches at this instant."""
-        return super().wrenches(pose, velocity)
+    def __init__(self, contact: sim.Contact, mass: Tensor, inertia: Tensor, dt: float, gravity: Tensor):
+        self.contact, self.mass, self.inertia, self.dt, self.gravity = contact, mass, inertia, dt, gravity
+
+    def __call__(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Advance balls, whose inertia is the same about every axis."""
+        pose, velocity = state["pose"], state["velocity"]
+        wrench = self.contact.wrenches(pose, velocity)
+        linear = velocity[..., :3] + self.dt * (self.gravity + wrench[..., :3] / self.mass[:, None])
+        angular = velocity[..., 3:] + self.dt * wrench[..., 3:] / self.inertia[:, 0, :1]
+        moved = geometry.pose(pose[..., :3] + self.dt * linear, pose[..., 3:])
+        return {"pose": moved, "velocity": torch.cat([linear, angular], -1)}
 
 
-def balls(
-    model: str, count: int, dt: float, *, gravity: float, ground: bool, friction: float
-) -> sim.RigidBodies:
+Simulator = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def balls(model: str, count: int, dt: float, *, gravity: float, ground: bool, friction: float) -> Simulator:
     """Return elastic balls of 1 kg and radius 0.1 m under one of the three models."""
     kinds = [sim.ShapeKind.SPHERE] * count + [sim.ShapeKind.PLANE] * ground
     shapes = sim.Shapes.of(
@@ -39,15 +48,18 @@ def balls(
         size=[[RADIUS, 0.0, 0.0]] * len(kinds),
         friction=friction,
     )
-    contact = (Pointwise if model == "pointwise" else sim.Contact)(shapes, STIFFNESS, damping=0.0)
+    contact = sim.Contact(shapes, STIFFNESS, damping=0.0)
     mass = torch.ones(count, dtype=torch.float64)
     inertia = sim.solid_inertia(sim.ShapeKind.SPHERE, shapes.size[:count], mass)
+    down = torch.tensor([0.0, 0.0, -gravity], dtype=torch.float64)
+    if model == "pointwise":
+        return Pointwise(contact, mass, inertia, dt, down)
     return sim.RigidBodies(
         contact,
         mass,
         inertia,
         dt,
-        gravity=(0.0, 0.0, -gravity),
+        gravity=down,
         restitution=1.0 if model == "impact" else None,
     )
 

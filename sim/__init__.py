@@ -2,7 +2,7 @@ if __name__ != "gradpath.sim":
     raise ImportError("import this area as gradpath.sim; a second copy would register every kernel twice")
 
 from gradpath.bodies import WORLD, Frame, MeshFile, Skin, Visual
-from gradpath.sim import samples  # noqa: F401  (registers the operations on models, so that the tests see them)
+from gradpath.sim import contact_ops_samples, samples  # noqa: F401  (register operations, so that the tests see them)
 from gradpath.sim.articulation import Articulation, joint_forces, simulate, step
 from gradpath.sim.bicycle import Bicycle
 from gradpath.sim.builder import ModelBuilder

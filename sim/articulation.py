@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from gradpath.contract import Contract
 from gradpath.errors import InputError, ShapeError
 from gradpath.sim import articulated_kernels as kernels_of
-from gradpath.sim.checks import check_inputs, check_rows
+from gradpath.sim.checks import check_inputs, check_rows, check_step
 from gradpath.sim.contact import Contact
+from gradpath.sim.contact_step import contact_step
 from gradpath.sim.dynamics import forward_kinematics
 from gradpath.sim.model import PARAMETERS, Model
 from gradpath.sim.tree import lay_out, pack
@@ -94,7 +95,7 @@ def simulate(
     Gradients: exact in all but dt, and in every parameter of the model. The states after each step are kept, those of
         the substeps are computed again.
     """
-    _check_step(dt, substeps)
+    check_step(dt, substeps)
     q, qd = state["q"], state["qd"]
     bodies = len(model.joints)
     expected: dict[str, Any] = {"q": (q, (model.nq,)), "qd": (qd, (model.nv,))}
@@ -176,7 +177,7 @@ class Articulation(Stage):
         learnable: Iterable[str] = (),
     ):
         super().__init__()
-        _check_step(dt, substeps)
+        check_step(dt, substeps)
         self.contact = contact
         chosen = set(learnable)
         if not chosen <= set(PARAMETERS):
@@ -212,8 +213,6 @@ class Articulation(Stage):
         parameters: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         """Advance by one step; see `step`, and `contact_step` where it touches."""
-        from gradpath.sim.contact_step import contact_step  # which is made of `step`
-
         model = self.model if parameters is None else self.model.replace(**parameters)
         if self.contact is None:
             after = step(model, state, control, self.dt, self.substeps, wrench)
@@ -225,10 +224,3 @@ class Articulation(Stage):
         """Return the state at rest at the model's home, for `batch` worlds."""
         home = self._model.home.to(dtype=dtype or torch.get_default_dtype(), device=self.gravity.device)
         return {"q": home.repeat(batch, 1), "qd": home.new_zeros(batch, self._model.nv)}
-
-
-def _check_step(dt: float, substeps: int) -> None:
-    if not dt > 0:
-        raise InputError(f"dt: expected a positive duration in seconds, got {dt}")
-    if substeps < 1:
-        raise InputError(f"substeps: expected at least 1, got {substeps}")

@@ -262,8 +262,8 @@ def _shape(parts: Parts, hosts: Mapping[str | None, _Host], joints: list[Joint])
     made = [attached.made for attached in parts.shapes]
     pairs = {(hosts[a].index, hosts[b].index) for a, b in parts.exclude}
     pairs |= {(joint.parent, i) for i, joint in enumerate(joints) if joint.parent != WORLD}
-    columns: list[Any] = list(zip(*made, strict=True)) or [()] * 8
-    names, kinds, meshes, heights, groups, masks, sizes, frictions = columns
+    columns: list[Any] = list(zip(*made, strict=True)) or [()] * 9
+    names, kinds, meshes, heights, groups, masks, sizes, frictions, margins = columns
     return Shapes(
         names=tuple(names),
         kind=tuple(kinds),
@@ -276,4 +276,5 @@ def _shape(parts: Parts, hosts: Mapping[str | None, _Host], joints: list[Joint])
         pose=torch.stack([pose for _, pose in located]) if located else torch.zeros(0, 7, dtype=F64),
         size=torch.stack(sizes) if sizes else torch.zeros(0, 3, dtype=F64),
         friction=torch.tensor(frictions, dtype=F64),
+        margin=tuple(margins),
     )

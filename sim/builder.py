@@ -124,6 +124,7 @@ class ModelBuilder:
         heights: Tensor | None = None,
         group: int = 1,
         mask: int = 1,
+        margin: float = 0.0,
         name: str = "",
     ) -> None:
         """Fix a collision shape to a body, or to the world for None; see `ShapeKind` and `Shapes`.
@@ -141,7 +142,9 @@ class ModelBuilder:
             raise InputError(f"{where} is a {kind.name}; a mesh belongs to MESH and CONVEX, and to no other")
         if (kind == ShapeKind.HEIGHT_FIELD) != (heights is not None):
             raise InputError(f"{where} is a {kind.name}; heights belong to HEIGHT_FIELD, and to no other")
-        made = (name, ShapeKind(kind), mesh, heights, group, mask, sizes, float(friction))
+        if not 0 <= margin < math.inf:
+            raise InputError(f"{where} has the margin {margin}; it is zero or more, in metres")
+        made = (name, ShapeKind(kind), mesh, heights, group, mask, sizes, float(friction), float(margin))
         self._parts.shapes.append(self._attach(body, pose, made))
 
     def add_visual(

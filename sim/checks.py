@@ -93,3 +93,11 @@ def _check_quaternions(model: Model, function: str, q: Tensor) -> None:
                 f"{function}: the quaternion of joint {joint.name!r} in world {world} is {quaternion[world].tolist()}; "
                 "it needs norm 1, and the identity is [0, 0, 0, 1]"
             )
+
+
+def check_step(dt: float, substeps: int) -> None:
+    """Refuse a duration [s] or a number of substeps that is not positive."""
+    if not dt > 0:
+        raise InputError(f"dt: expected a positive duration in seconds, got {dt}")
+    if substeps < 1:
+        raise InputError(f"substeps: expected at least 1, got {substeps}")

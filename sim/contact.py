@@ -1,16 +1,15 @@
-"""Contact as forces: from poses and velocities of bodies to the wrenches that their shapes exert on each other.
+"""What touches, where, and by which law.
 
 The normal force is `stiffness * width * softplus(depth / width)`, times a dissipation that is proportional to it
 (Hunt and Crossley): both are continuously differentiable where bodies touch. Friction is Coulomb's, regularized to
-`friction * force * v / sqrt(|v|^2 + slip_speed^2)`. Two things make the gradient of a time step right where a
-pointwise force is not: the softplus is averaged over the depths that a point passes within the step, and friction
-is implicit, at the velocity that it leaves behind.
+`friction * force * v / sqrt(|v|^2 + slip_speed^2)`. Over a time step these become impulses, which all contacts of a
+world find together: `gradpath.sim.contact_law` and `contact_solve`.
 
 References: Hunt and Crossley 1975, Coefficient of restitution interpreted as damping in vibroimpact.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +20,12 @@ from gradpath import geometry, kernels
 from gradpath.errors import InputError, ShapeError
 from gradpath.sim.contact_assets import Assets
 from gradpath.sim.contact_geometry import make_find_faces, make_place_contacts
-from gradpath.sim.contact_kernels import make_press_contacts, make_rub_contacts
+from gradpath.sim.contact_kernels import make_push_bodies
 from gradpath.sim.contact_pairs import Probes, all_pairs, bounding_radius, may_touch, near_pairs, pack
-from gradpath.sim.contact_samples import contact_samples, press_samples, rub_samples
+from gradpath.sim.contact_rows import REACH
+from gradpath.sim.contact_samples import contact_samples, push_samples
 from gradpath.sim.contact_sweep import make_sweep
 from gradpath.sim.shapes import Shapes
-
-_REACH = 20.0  # widths apart beyond which a pair is not looked at: the force is 2e-9 of what it is in touch
 
 place_contacts = kernels.Op(
     "place_contacts",
@@ -54,9 +52,9 @@ place_contacts = kernels.Op(
     helpers=[make_find_faces, make_sweep],
 )
 
-press_contacts = kernels.Op(
-    "press_contacts",
-    make_press_contacts,
+push_bodies = kernels.Op(
+    "push_bodies",
+    make_push_bodies,
     inputs={
         "point": "B C vec3",
         "normal": "B C vec3",
@@ -68,32 +66,10 @@ press_contacts = kernels.Op(
         "law": "B C vec3",
         "bodies": "R C 2 int32",
     },
-    constants={"width": "scalar", "dt": "scalar"},
-    outputs={"force": "B C scalar", "slip": "B C vec3", "load": "B N scalar"},
-    launch="B C",
-    samples=press_samples,
-)
-
-rub_contacts = kernels.Op(
-    "rub_contacts",
-    make_rub_contacts,
-    inputs={
-        "point": "B C vec3",
-        "normal": "B C vec3",
-        "force": "B C scalar",
-        "slip": "B C vec3",
-        "law": "B C vec3",
-        "load": "B N scalar",
-        "pose": "B N transform",
-        "inverse_mass": "B N scalar",
-        "inverse_inertia": "B N mat33",
-        "centre": "B N vec3",
-        "bodies": "R C 2 int32",
-    },
-    constants={"scale": "scalar", "dt": "scalar"},
+    constants={"width": "scalar", "scale": "scalar"},
     outputs={"push": "B N vec3", "twist": "B N vec3"},
     launch="B C",
-    samples=rub_samples,
+    samples=push_samples,
 )
 
 
@@ -192,6 +168,9 @@ class Contact:
             width=self.width,
         )
         pair = table[..., 0:3:2].long()
+        if any(self.shapes.margin):
+            margin = depth.new_tensor(self.shapes.margin)
+            depth = depth + margin[pair.clamp(min=0)].sum(-1)
         bodies = torch.where(pair < 0, -1, index[:, 1].long()[pair.clamp(min=0)]).to(torch.int32)
         return ContactPoints(pair, bodies, point, normal, depth, weight)
 
@@ -227,39 +206,29 @@ class Contact:
         body = torch.tensor(self.shapes.body, device=pose.device)
         placed = geometry.pose_compose(pose[:, body.clamp(min=0)], shape_pose)
         placed = torch.where((body < 0)[:, None], shape_pose, placed)
-        radius = bounding_radius(self.shapes, self._assets, size) + 0.5 * _REACH * self.width
+        radius = bounding_radius(self.shapes, self._assets, size) + 0.5 * REACH * self.width
+        if any(self.shapes.margin):
+            radius = radius + radius.new_tensor(self.shapes.margin)
         world, pairs = near_pairs(placed[..., :3], radius, self._allowed)
         contacts, pair = self._probes.expand(pairs.cpu())
         return pack(contacts, world.cpu()[pair], pose.shape[0]).to(pose.device)
 
-    def wrenches(
-        self,
-        pose: Tensor,
-        velocity: Tensor,
-        dt: float = 0.0,
-        mobility: Mapping[str, Tensor] | None = None,
-        law: Mapping[str, Tensor] | None = None,
-        slow: float | None = None,
-    ) -> Tensor:
-        """Return the wrench of all contacts on each body.
+    def wrenches(self, pose: Tensor, velocity: Tensor, law: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the wrench of all contacts on each body at one instant.
+
+        What moves bodies is not this but the impulse over a time step, which `RigidBodies` and `contact_step` find.
 
         Args:
-            pose: World poses of the bodies, shape (B, N, 7).
+            pose: World poses of the bodies, shape (B, N, 7), differentiable.
             velocity: Of their origins and their turning, in world axes: linear [m/s], then angular [rad/s],
-                shape (B, N, 6).
-            dt: The time step that the wrench is held for [s]. The elastic force is averaged over it, and friction is
-                implicit in it where `mobility` is given. Zero gives the forces at this instant.
-            mobility: What bounds the velocity that friction can take out of a body in one step: `inverse_mass` [1/kg]
-                (B, N), `inverse_inertia` about the centre of mass in the body's axes [1/(kg m^2)] (B, N, 3, 3), and
-                `centre`, the centre of mass in the body's frame [m] (B, N, 3). Without it friction is explicit, and
-                stable only while `friction * force * dt / mass` is below `slip_speed`.
+                shape (B, N, 6), differentiable.
             law: Replaces `stiffness`, `damping` or `friction` of the shapes for this call, shape (G,) or (B, G).
-            slow: Leaves out contacts whose surfaces approach or part faster [m/s]; smoothly.
         Returns:
             Force [N], then torque about the body's origin [N m], in world axes, shape (B, N, 6).
         Raises:
             ShapeError: a tensor has another shape.
             InputError: a pose that is none; not looked for on a GPU.
+        Gradients: exact in all.
         """
         if velocity.shape != (*pose.shape[:2], 6):
             raise ShapeError(
@@ -267,27 +236,10 @@ class Contact:
             )
         geometry.check_poses(pose, "contact")
         contacts = self.points(pose)
-        if slow is not None:
-            speed = (contacts.normal * relative_velocity(contacts, pose, velocity)).sum(-1) / slow
-            share = (1 - speed * speed).clamp(min=0.0) ** 3
-            contacts = replace(contacts, weight=contacts.weight * share)
-        mixed = self.law_of(contacts, pose, law)
-        linear, angular = velocity[..., :3], velocity[..., 3:]
-        force, slip, load = press_contacts(
-            contacts.point, contacts.normal, contacts.depth, contacts.weight, pose, linear, angular, mixed,
-            contacts.bodies, width=self.width, dt=dt,
-        )  # fmt: skip
-        worlds, bodies = pose.shape[:2]
-        if mobility is None:
-            mobility = {
-                "inverse_mass": pose.new_zeros(worlds, bodies),
-                "inverse_inertia": pose.new_zeros(worlds, bodies, 3, 3),
-                "centre": pose.new_zeros(worlds, bodies, 3),
-            }
-        push, twist = rub_contacts(
-            contacts.point, contacts.normal, force, slip, mixed, load, pose,
-            mobility["inverse_mass"], mobility["inverse_inertia"], mobility["centre"], contacts.bodies,
-            scale=self.slip_speed, dt=dt,
+        push, twist = push_bodies(
+            contacts.point, contacts.normal, contacts.depth, contacts.weight, pose, velocity[..., :3],
+            velocity[..., 3:], self.law_of(contacts, pose, law), contacts.bodies, width=self.width,
+            scale=self.slip_speed,
         )  # fmt: skip
         return torch.cat([push, twist], -1)
 

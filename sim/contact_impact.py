@@ -269,19 +269,16 @@ def _impulse_of(normal: Tensor, u: Tensor, mobility: Tensor, friction: Tensor, r
     return torch.where((sticks | ~moves)[:, None], stick, slide)
 
 
-def start_motion(
-    pose: Tensor,
-    velocity: Tensor,
-    bodies: Bodies,
-    acceleration: Tensor,
-    force: Tensor,
-    torque: Tensor,
-    step: float,
-) -> Motion:
-    """The motion from poses (B, N, 7) and velocities (B, N, 6), after the impulse of a force [N] and torque [N m]."""
+def start_motion(pose: Tensor, velocity: Tensor, bodies: Bodies, torque: Tensor, step: float) -> Motion:
+    """The motion from poses (B, N, 7) and velocities (B, N, 6), after the impulse of a torque [N m]."""
     momentum = _rotate_tensor(pose[..., 3:], bodies.inertia, velocity[..., 3:]) + step * torque
-    linear = velocity[..., :3] + step * force / bodies.mass[..., None]
-    return Motion(pose, linear, momentum, acceleration)
+    return Motion(pose, velocity[..., :3], momentum, torch.zeros_like(torque))
+
+
+def give(motion: Motion, bodies: Bodies, change: Tensor, acceleration: Tensor) -> Motion:
+    """Change the velocities (B, N, 6) of a motion, and give it an acceleration (B, N, 3)."""
+    momentum = motion.momentum + _rotate_tensor(motion.pose[..., 3:], bodies.inertia, change[..., 3:])
+    return Motion(motion.pose, motion.linear + change[..., :3], momentum, acceleration)
 
 
 def bodies_from(values: Mapping[str, Tensor]) -> Bodies:

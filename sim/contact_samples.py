@@ -98,42 +98,19 @@ def contact_samples(batch: int) -> dict[str, Any]:
     }
 
 
-def press_samples(batch: int) -> dict[str, Any]:
-    """Inputs of `press_contacts`: three contacts of two bodies, one with the ground."""
+def push_samples(batch: int) -> dict[str, Any]:
+    """Inputs of `push_bodies`: three contacts of two bodies, with slip from below to above where friction creeps."""
     random = _random(1)
-    depth = 1e-2 * random(batch, 3)
     return {
         "point": random(batch, 3, 3),
         "normal": torch.nn.functional.normalize(random(batch, 3, 3), dim=-1),
-        "depth": depth,
+        "depth": 1e-2 * random(batch, 3),
         "weight": 0.5 + 0.1 * random(batch, 3),
         "pose": geometry.pose(random(batch, 2, 3), geometry.quat_normalize(random(batch, 2, 4))),
-        "linear": random(batch, 2, 3),
-        "angular": random(batch, 2, 3),
+        "linear": torch.tensor([0.01, 1.0]).double()[:, None] * random(batch, 2, 3),
+        "angular": torch.tensor([0.01, 1.0]).double()[:, None] * random(batch, 2, 3),
         "law": torch.tensor([1e3, 0.5, 0.7]).double() * (1 + 0.1 * random(batch, 3, 3)),
         "bodies": torch.tensor([[[0, -1], [0, 1], [1, -1]]], dtype=torch.int32),
         "width": 1e-2,
-        "dt": 2e-3,
-    }
-
-
-def rub_samples(batch: int) -> dict[str, Any]:
-    """Inputs of `rub_contacts`, with slip from far below to far above the speed at which friction creeps."""
-    random = _random(2)
-    spread = random(batch, 2, 3, 3)
-    speed = torch.tensor([0.0, 0.3, 3.0]).double()[:, None]
-    return {
-        "point": random(batch, 3, 3),
-        "normal": torch.nn.functional.normalize(random(batch, 3, 3), dim=-1),
-        "force": 5 + random(batch, 3),
-        "slip": speed * random(batch, 3, 3) + 1e-2 * random(batch, 3, 3),
-        "law": 0.5 + 0.1 * random(batch, 3, 3),
-        "load": 10 + random(batch, 2),
-        "pose": geometry.pose(random(batch, 2, 3), geometry.quat_normalize(random(batch, 2, 4))),
-        "inverse_mass": 1 + 0.1 * random(batch, 2),
-        "inverse_inertia": spread @ spread.mT + torch.eye(3).double(),
-        "centre": 0.1 * random(batch, 2, 3),
-        "bodies": torch.tensor([[[0, -1], [0, 1], [1, -1]]], dtype=torch.int32),
         "scale": 0.1,
-        "dt": 1e-2,
     }

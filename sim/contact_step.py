@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gradpath import geometry
-from gradpath.sim.articulation import step
+from gradpath.sim.checks import check_inputs, check_rows, check_step
 from gradpath.sim.contact import Contact
-from gradpath.sim.dynamics import forward_kinematics
+from gradpath.sim.contact_ops import describe_bodies, join_contacts, lay_out_touch, middle_op, touch_op
 from gradpath.sim.model import Model
+from gradpath.sim.tree import lay_out, pack
 
 
 def contact_step(
@@ -41,36 +41,29 @@ def contact_step(
         ShapeError, InputError: as `step`.
     Gradients: exact in state, control, wrench, all parameters of the model, and all of the contact.
     """
-    h = dt / substeps
-    now = {"q": state["q"], "qd": state["qd"]}
-    mobility = body_mobility(model, state["q"])
-    for _ in range(substeps):
-        pose, twist = forward_kinematics(model, now["q"], now["qd"])
-        touch = contact.wrenches(_ahead(pose, twist, 0.5 * h), twist, h, mobility)
-        now = step(model, now, control, h, 1, touch if wrench is None else touch + wrench)
-    return now
-
-
-def body_mobility(model: Model, like: Tensor) -> dict[str, Tensor]:
-    """What `Contact.wrenches` takes as `mobility`, for the bodies of a model by themselves.
-
-    A body in a chain moves less than it would alone, so this is an upper bound, which is what implicit friction needs.
-    """
-    worlds, count = len(like), len(model.joints)
-    mass = model.mass.to(like).expand(worlds, count)
-    inertia = model.inertia.to(like).expand(worlds, count, 3, 3)
-    heavy = mass > 0
-    turns = torch.linalg.det(inertia.detach()) > 0
-    unit = torch.eye(3, dtype=like.dtype, device=like.device)
-    inverse = torch.linalg.inv(torch.where(turns[..., None, None], inertia, unit))
-    return {
-        "inverse_mass": torch.where(heavy, 1 / torch.where(heavy, mass, torch.ones_like(mass)), 0.0),
-        "inverse_inertia": torch.where(turns[..., None, None], inverse, 0.0),
-        "centre": model.com.to(like).expand(worlds, count, 3),
+    check_step(dt, substeps)
+    expected = {
+        "q": (state["q"], (model.nq,)),
+        "qd": (state["qd"], (model.nv,)),
+        "control": (control, (model.nu,)),
     }
-
-
-def _ahead(pose: Tensor, twist: Tensor, time: float) -> Tensor:
-    """Poses (B, N, 7) after `time` [s] at constant twists (B, N, 6)."""
-    turn = geometry.quat_exp(time * twist[..., 3:])
-    return geometry.pose(pose[..., :3] + time * twist[..., :3], geometry.quat_multiply(turn, pose[..., 3:]))
+    bodies = len(model.joints)
+    check_inputs(model, "contact_step", expected | {"wrench": (wrench, (bodies, 6))})
+    now = torch.cat([state["q"], state["qd"]], 1)
+    params = pack(model, now.dtype, now.device)
+    check_rows(model, "contact_step", params, len(now))
+    layout, h = lay_out(model, now.device), dt / substeps
+    load = now.new_zeros(len(now), 0) if wrench is None else wrench.flatten(1)
+    none = now.new_zeros(len(now), 0)
+    for _ in range(substeps):
+        (pose,) = middle_op(layout, params, now, none=none, time=h)
+        placed = pose.unflatten(1, (bodies, 7))
+        points = contact.points(placed)
+        contacts = join_contacts(points, contact.law_of(points, placed))
+        whole = lay_out_touch(layout, points.depth.shape[1])
+        (now,) = touch_op(
+            whole.layout, params, now, control, load, pose, contacts,
+            bodies=describe_bodies(points.bodies), touch=whole.touch, time=h, width=contact.width,
+            scale=contact.slip_speed,
+        )  # fmt: skip
+    return {"q": now[:, : model.nq], "qd": now[:, model.nq :]}

@@ -234,7 +234,8 @@ class _Reader:
             size = m.hfield_size[field][:3]
         self.builder.add_shape(
             body, _SHAPES[kind], size, pose=place, friction=float(m.geom_friction[geom, 0]), mesh=mesh, heights=heights,
-            group=int(m.geom_contype[geom]), mask=int(m.geom_conaffinity[geom]), name=name,
+            group=int(m.geom_contype[geom]), mask=int(m.geom_conaffinity[geom]),
+            margin=float(m.geom_margin[geom] - m.geom_gap[geom]), name=name,
         )  # fmt: skip
 
     def _mesh(self, mesh: int) -> TriangleMesh:

@@ -10,15 +10,23 @@ from gradpath import geometry, kernels
 from gradpath.contract import Contract
 from gradpath.errors import InputError, ShapeError
 from gradpath.sim.contact import Contact, law_by_shape
-from gradpath.sim.contact_impact import REST_SPEED, angular_velocity, bodies_from, bounce, start_motion
-from gradpath.sim.rigid_kernels import make_advance_bodies
+from gradpath.sim.contact_impact import (
+    REST_SPEED,
+    angular_velocity,
+    bodies_from,
+    bounce,
+    give,
+    start_motion,
+)
+from gradpath.sim.contact_ops import settle
+from gradpath.sim.rigid_kernels import make_begin_bodies, make_finish_bodies
 from gradpath.sim.shapes import ShapeKind
 from gradpath.stage import Stage
 
 STATE = {"pose": "B N 7", "velocity": "B N 6"}
 
 
-def _advance_samples(batch: int) -> dict[str, Any]:
+def _samples(batch: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -39,9 +47,15 @@ def _advance_samples(batch: int) -> dict[str, Any]:
     }
 
 
-advance_bodies = kernels.Op(
-    "advance_bodies",
-    make_advance_bodies,
+def _finish_samples(batch: int) -> dict[str, Any]:
+    values = _samples(batch)
+    values["middle"] = values["pose"]
+    return {key: values[key] for key in ("middle", "linear", "angular", "inertia", "inverse_inertia", "dt")}
+
+
+begin_bodies = kernels.Op(
+    "begin_bodies",
+    make_begin_bodies,
     inputs={
         "pose": "B N transform",
         "linear": "B N vec3",
@@ -53,9 +67,25 @@ advance_bodies = kernels.Op(
         "inverse_inertia": "B N mat33",
     },
     constants={"dt": "scalar"},
-    outputs={"pose_out": "B N transform", "linear_out": "B N vec3", "angular_out": "B N vec3"},
+    outputs={"middle": "B N transform", "linear_free": "B N vec3", "angular_free": "B N vec3"},
     launch="B N",
-    samples=_advance_samples,
+    samples=_samples,
+)
+
+finish_bodies = kernels.Op(
+    "finish_bodies",
+    make_finish_bodies,
+    inputs={
+        "middle": "B N transform",
+        "linear": "B N vec3",
+        "angular": "B N vec3",
+        "inertia": "B N mat33",
+        "inverse_inertia": "B N mat33",
+    },
+    constants={"dt": "scalar"},
+    outputs={"pose_out": "B N transform", "angular_out": "B N vec3"},
+    launch="B N",
+    samples=_finish_samples,
 )
 
 
@@ -161,46 +191,29 @@ class RigidBodies(Stage):
         return {"pose": pose, "velocity": velocity}
 
     def _bodies(self, pose: Tensor) -> dict[str, Tensor]:
-        """Masses and inertias of each world, and what friction needs to know of them."""
+        """Masses and inertias of each world."""
         worlds = pose.shape[0]
         mass = self.mass.to(pose).expand(worlds, -1)
         inertia = self.inertia.to(pose).expand(worlds, -1, -1, -1)
-        return {
-            "mass": mass,
-            "inertia": inertia,
-            "inverse_mass": 1 / mass,
-            "inverse_inertia": torch.linalg.inv(inertia),
-            "centre": torch.zeros_like(pose[..., :3]),
-        }
+        return {"mass": mass, "inertia": inertia, "inverse_inertia": torch.linalg.inv(inertia)}
 
     def _substep(
         self, pose: Tensor, velocity: Tensor, wrench: Tensor | None, bodies: Mapping[str, Tensor], step: float
     ) -> tuple[Tensor, Tensor]:
-        mass, inertia, inverse = bodies["mass"], bodies["inertia"], bodies["inverse_inertia"]
-        linear, angular = velocity[..., :3], velocity[..., 3:]
         if self.restitution is not None:
             return self._bounce(pose, velocity, wrench, bodies, step)
+        mass, inertia, inverse = bodies["mass"], bodies["inertia"], bodies["inverse_inertia"]
         force = mass[..., None] * self.gravity.to(pose)
         torque = torch.zeros_like(force)
-        turn = angular
         if wrench is not None:
             force, torque = force + wrench[..., :3], wrench[..., 3:]
-            local = geometry.quat_rotate(geometry.quat_conjugate(pose[..., 3:]), torque)
-            turn = turn + step * geometry.quat_rotate(pose[..., 3:], (inverse @ local[..., None])[..., 0])
-        # Friction holds against what the other forces do within the step, so it is told the velocity they lead to.
-        ahead = torch.cat([linear + step * force / mass[..., None], turn], -1)
-        touch = self.contact.wrenches(pose, ahead, step, bodies)
-        pose, linear, angular = advance_bodies(
-            pose,
-            linear,
-            angular,
-            force + touch[..., :3],
-            torque + touch[..., 3:],
-            mass,
-            inertia,
-            inverse,
-            dt=step,
+        middle, linear, angular = begin_bodies(
+            pose, velocity[..., :3], velocity[..., 3:], force, torque, mass, inertia, inverse, dt=step
         )
+        free = torch.cat([linear, angular], -1)
+        velocity = settle(self.contact, middle, velocity, free, mass, inertia, step)
+        linear = velocity[..., :3]
+        pose, angular = finish_bodies(middle, linear, velocity[..., 3:], inertia, inverse, dt=step)
         return pose, torch.cat([linear, angular], -1)
 
     def _bounce(
@@ -212,12 +225,14 @@ class RigidBodies(Stage):
         if wrench is not None:
             acceleration = acceleration + wrench[..., :3] / bodies["mass"][..., None]
             torque = wrench[..., 3:]
-        ahead = torch.cat([velocity[..., :3] + step * acceleration, velocity[..., 3:]], -1)
-        touch = self.contact.wrenches(pose, ahead, step, bodies, slow=REST_SPEED)
         moving = bodies_from(bodies)
-        motion = start_motion(
-            pose, velocity, moving, acceleration, touch[..., :3], torque + touch[..., 3:], step
+        motion = start_motion(pose, velocity, moving, torque, step)
+        # What closes slowly rests on the smooth forces, which hold against what the others do within the step.
+        free = torch.cat([motion.linear + step * acceleration, angular_velocity(motion, moving)], -1)
+        rested = settle(
+            self.contact, pose, velocity, free, bodies["mass"], bodies["inertia"], step, slow=REST_SPEED
         )
+        motion = give(motion, moving, rested - free, acceleration)
         motion = bounce(self.contact, motion, moving, self.restitution, step)
         return motion.pose, torch.cat([motion.linear, angular_velocity(motion, moving)], -1)
 

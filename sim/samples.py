@@ -63,7 +63,8 @@ def sample_model() -> Model:
     return builder.build(merge_fixed=False)
 
 
-def _sample_state(batch: int) -> dict[str, Tensor]:
+def sample_state(batch: int) -> dict[str, Tensor]:
+    """Return parameters, coordinates and velocities of the sample in `batch` worlds."""
     model, generator = sample_model(), torch.Generator().manual_seed(3)
 
     def random(*shape: int) -> Tensor:
@@ -79,7 +80,7 @@ def _sample_state(batch: int) -> dict[str, Tensor]:
 
 def _samples(batch: int, *names: str) -> dict[str, Tensor]:
     model, generator = sample_model(), torch.Generator().manual_seed(4)
-    values = _sample_state(batch)
+    values = sample_state(batch)
     loads = 6 * len(model.joints)
     sizes = {"wrench": loads, "wrenches": 2 * loads, "control": model.nu, "controls": 2 * model.nu}
     for name in names:

@@ -44,6 +44,7 @@ class Shapes:
         pose: Pose in the frame of the body, shape (G, 7) or (B, G, 7).
         size: See `ShapeKind` [m], shape (G, 3) or (B, G, 3).
         friction: Coefficient of sliding friction, shape (G,) or (B, G).
+        margin: Distance from the surface of each at which it is touched already [m]; empty for none.
     """
 
     names: tuple[str, ...]
@@ -57,6 +58,7 @@ class Shapes:
     pose: Tensor
     size: Tensor
     friction: Tensor
+    margin: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.kind)

@@ -150,11 +150,12 @@ def lay_out(model: Model, device: torch.device) -> Layout:
         (joint.kind, joint.parent, joint.q_start, joint.v_start, joint.mimics is None)
         for joint in model.joints
     )
-    return _lay_out(kinds, tuple(actuator.dof for actuator in model.actuators), device)
+    return lay_out_joints(kinds, tuple(actuator.dof for actuator in model.actuators), device)
 
 
 @functools.lru_cache(maxsize=256)
-def _lay_out(joints: tuple[Any, ...], actuator_dofs: tuple[int, ...], device: torch.device) -> Layout:
+def lay_out_joints(joints: tuple[Any, ...], actuator_dofs: tuple[int, ...], device: torch.device) -> Layout:
+    """Return the layout of joints: kind, parent, first coordinate and velocity, and whether these are its own."""
     wp.init()
     kind = [JointKind(joint[0]) for joint in joints]
     own = [joint[4] for joint in joints]

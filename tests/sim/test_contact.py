@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,23 +187,6 @@ def test_the_force_is_softplus_in_depth_and_friction_is_regularized_coulomb():
     torch.testing.assert_close(parting, elastic * math.exp(-0.7 * 0.5))
 
 
-def test_implicit_friction_stops_a_body_and_does_not_turn_it_back():
-    shapes = Shapes.of([SPHERE, PLANE], body=[0, sim.WORLD], size=[(0.1, 0, 0)] * 2, friction=1.0)
-    contact = sim.Contact(shapes, stiffness=1e5, slip_speed=1e-3)
-    mobility = {
-        "inverse_mass": torch.ones(1, 1).double(),
-        "inverse_inertia": torch.zeros(1, 1, 3, 3).double(),
-        "centre": torch.zeros(1, 1, 3).double(),
-    }
-    velocity = torch.tensor([[[0.2, 0.0, 0.0, 0.0, 0.0, 0.0]]], dtype=F64)
-    wrench = contact.wrenches(poses((0, 0, 0.09)), velocity, 1e-2, mobility)
-    left = 0.2 + 1e-2 * wrench[0, 0, 0]
-    assert 0 <= left < 1e-4
-    # s + c s / sqrt(s^2 + v_s^2) = v
-    change = 1e-2 * wrench[0, 0, 2]
-    assert float(left + change * left / (left * left + 1e-6).sqrt()) == pytest.approx(0.2, rel=1e-9)
-
-
 COINCIDENT = [
     (SPHERE, (0.1, 0, 0)),
     (CAPSULE, (0.1, 0.2, 0)),
@@ -220,7 +204,7 @@ def test_no_gradient_is_nan_at_coincident_points_without_velocity_or_touching_ex
     contact = sim.Contact(shapes, stiffness=torch.full((3,), 1e3, dtype=F64).requires_grad_())
     pose = poses((0, 0, 0.1), (0, 0, 0.1 + height)).requires_grad_()
     velocity = torch.zeros(1, 2, 6, dtype=F64, requires_grad=True)
-    wrench = contact.wrenches(pose, velocity, 1e-3)
+    wrench = contact.wrenches(pose, velocity)
     gradients = torch.autograd.grad(wrench.square().sum(), [pose, velocity, contact.stiffness])
     assert all(bool(torch.isfinite(g).all()) for g in gradients)
 
@@ -238,7 +222,7 @@ def test_gradients_reach_every_parameter_of_the_shapes():
         )
         contact = sim.Contact(shapes, stiffness, damping)
         velocity = torch.tensor([[[0.1, 0.2, -0.3, 1.0, 0.0, 0.0]]], dtype=F64)
-        return contact.wrenches(poses((0.1, 0.2, 0.14)), velocity, 1e-3)
+        return contact.wrenches(poses((0.1, 0.2, 0.14)), velocity)
 
     inputs = [size, heights, pose, *law]
     assert gradcheck(lift, inputs, eps=1e-6, atol=1e-4, rtol=1e-5)
@@ -270,8 +254,8 @@ def test_both_broad_phases_give_the_same_wrenches():
     random = torch.randn(2, 12, 7, dtype=F64, generator=generator)
     pose = geometry.pose(0.2 * random[..., :3], geometry.quat_normalize(random[..., 3:]))
     velocity = torch.randn(2, 12, 6, dtype=F64, generator=generator)
-    whole = sim.Contact(shapes, broad_phase="all").wrenches(pose, velocity, 1e-3)
-    swept = sim.Contact(shapes, broad_phase="sweep").wrenches(pose, velocity, 1e-3)
+    whole = sim.Contact(shapes, broad_phase="all").wrenches(pose, velocity)
+    swept = sim.Contact(shapes, broad_phase="sweep").wrenches(pose, velocity)
     torch.testing.assert_close(swept, whole, rtol=1e-9, atol=1e-3)
     assert whole.abs().max() > 10
 
@@ -322,3 +306,15 @@ def test_poses_that_are_none_are_refused():
         contact.wrenches(poses((0, 0, math.nan)), torch.zeros(1, 1, 6, dtype=F64))
     with pytest.raises(ShapeError, match="velocity"):
         contact.wrenches(poses((0, 0, 0)), torch.zeros(1, 2, 6, dtype=F64))
+
+
+def test_a_margin_is_touched_before_the_surface():
+    shapes = Shapes.of([SPHERE, PLANE], [0, sim.WORLD], [(0.1, 0, 0)] * 2)
+    thick = replace(shapes, margin=(0.01, 0.02))
+    pose = poses((0, 0, 0.12))
+    for broad_phase in ("all", "sweep"):
+        contact = sim.Contact(thick, broad_phase=broad_phase)
+        assert float(contact.points(pose).depth) == pytest.approx(0.01)
+    assert float(sim.Contact(shapes).points(pose).depth) == pytest.approx(-0.02)
+    with pytest.raises(InputError, match="margin"):
+        sim.ModelBuilder("ball").add_shape(None, SPHERE, (0.1,), margin=-1.0)

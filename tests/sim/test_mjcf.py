@@ -92,7 +92,7 @@ MIXED = """
     <body name="base" pos="0.1 0.2 0.3" euler="20 30 40">
       <joint name="lift" type="slide" axis="1 2 3" ref="0.2" stiffness="30" springref="0.1" damping="2"/>
       <joint name="turn" type="hinge" axis="0 1 1" pos="0.1 0 0.2" ref="15" armature="0.3"/>
-      <geom type="box" size="0.1 0.2 0.3" pos="0.05 0 0" friction="0.4"/>
+      <geom type="box" size="0.1 0.2 0.3" pos="0.05 0 0" friction="0.4" margin="0.03" gap="0.01"/>
       <body name="ball" pos="0 0 0.4"><joint name="socket" type="ball" pos="0 0.1 0" damping="0.5"/>
         <geom type="capsule" size="0.05 0.2" euler="30 0 0"/>
         <body name="weld" pos="0.2 0 0" euler="0 50 0"><geom type="cylinder" size="0.1 0.05"/><site name="tip"/></body>
@@ -128,6 +128,7 @@ def test_what_a_file_says_is_in_the_model(mixed):
     assert kinds == ["PLANE", "BOX", "CAPSULE", "CYLINDER"] and model.shapes.body == (sim.WORLD, 1, 2, 2)
     torch.testing.assert_close(model.shapes.size[1], torch.tensor([0.1, 0.2, 0.3], dtype=F64))
     assert model.shapes.friction.tolist() == [1.0, 0.4, 1.0, 1.0]
+    assert model.shapes.margin == pytest.approx((0.0, 0.02, 0.0, 0.0))
     assert len(model.visuals) == 3 and len(sim.load(mixed, meshes=False).shapes) == 0
     assert model.home.tolist()[:2] == pytest.approx([0.2, np.deg2rad(15)])
 

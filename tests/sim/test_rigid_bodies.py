@@ -106,6 +106,20 @@ def test_the_stopping_distance_is_that_of_coulomb():
     assert end["velocity"][0, 0, 0].abs() < 5e-3
 
 
+@pytest.mark.parametrize("dt", [1 / 250, 1 / 100])
+def test_a_stack_of_five_boxes_stands(dt):
+    body = solids(ShapeKind.BOX, CUBE, 5, dt=dt, contact={"stiffness": 1e4, "damping": 3.0})
+    shift = [0.003 * (-1) ** i for i in range(5)]  # not quite on top of each other
+    start = state([(x, 0.0, 0.105 + 0.203 * i) for i, x in enumerate(shift)])
+    states = run(body, start, round(5 / dt))
+    end = states[-1]
+    assert (end["pose"][0, :, 0] - torch.tensor(shift)).abs().max() < 2e-3
+    assert end["pose"][0, :, 2].diff().min() > 0.2 and end["pose"][0, :, 3:5].abs().max() < 1e-3
+    assert end["velocity"].abs().max() < 2e-3
+    moved = end["pose"][..., :3] - states[-round(1 / dt)]["pose"][..., :3]
+    assert moved.abs().max() < 2e-4  # in the last second
+
+
 @pytest.mark.parametrize("kind", [ShapeKind.CYLINDER, ShapeKind.CAPSULE, ShapeKind.BOX, ShapeKind.CONVEX])
 def test_solids_come_to_rest_on_the_ground(kind):
     size = CUBE if kind == ShapeKind.BOX else (0.1, 0.1, 0.1)
