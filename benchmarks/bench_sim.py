@@ -94,8 +94,8 @@ def measure_memory() -> list[dict[str, Any]]:
     """Peak memory of a motion of many quadrotors under a budget and without, for several numbers of steps."""
     print(f"{'steps':>7}{'budget':>10}{'peak MB':>9}{'seconds':>9}")
     rows = []
-    for steps in (250, 1000, 4000):
-        for budget in ("100MB", "all") if steps < 4000 else ("100MB",):
+    for steps in (500, 2000):
+        for budget in ("100MB", "all") if steps < 2000 else ("100MB",):
             row = run(Path(sys.executable), "_sim_memory.py", [str(steps), budget], **GIVE_BACK)
             if "failed" in row:
                 raise SystemExit(f"{steps} steps with {budget}: {row['failed']}")
