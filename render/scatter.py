@@ -124,12 +124,11 @@ def make(scalar):
         centre = centre_of(covered.shape[1], covered.shape[2])
         contour = find_contour(b, edge, edge_info[e][1], points, limits, tile, centre)
         if contour.side == zero:
-            ends[b, e, 0] = vec3(zero, zero, zero)
-            ends[b, e, 1] = vec3(zero, zero, zero)
+            for k in range(2):
+                ends[b, e, k] = vec3(zero, zero, zero)
             return
-        radius = limits[2]
+        total, radius = Pull(), limits[2]
         box = contour_box(contour, radius, tile)
-        total = Pull()
         for y in range(box[1], box[3] + 1):
             begin, end = row_span(contour, y, box[0], box[2], radius)
             for x in range(begin, end + 1):
