@@ -17,6 +17,7 @@ import warp as wp
 from torch import Tensor
 
 from gradpath import geometry, kernels
+from gradpath.config import Configured
 from gradpath.errors import InputError, ShapeError
 from gradpath.sim.contact_assets import Assets
 from gradpath.sim.contact_geometry import make_find_faces, make_place_contacts
@@ -94,7 +95,7 @@ class ContactPoints:
     weight: Tensor
 
 
-class Contact:
+class Contact(Configured):
     """The contact of some shapes: what may touch, what it is made of, and how it pushes.
 
     Args:

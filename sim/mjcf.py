@@ -125,6 +125,11 @@ class _Reader:
                     link, parent, joint_name=self.name("joint", joint), placement=place, **options
                 )
                 place = geometry.pose_identity(dtype=torch.float64)
+            above = self.last[int(m.body_parentid[body])]
+            if (
+                count > 1 and above is not None
+            ):  # a chain of joints between bodies that do not touch each other
+                self.builder.exclude(above, name)
             self.last[body] = name
         for site in range(m.nsite):
             place = _pose(m.site_pos[site], m.site_quat[site])

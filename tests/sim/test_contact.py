@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import gradpath as gp
 from gradpath import geometry, sim
 from gradpath.errors import InputError, ShapeError
 from gradpath.meshes import TriangleMesh
@@ -318,3 +319,24 @@ def test_a_margin_is_touched_before_the_surface():
     assert float(sim.Contact(shapes).points(pose).depth) == pytest.approx(-0.02)
     with pytest.raises(InputError, match="margin"):
         sim.ModelBuilder("ball").add_shape(None, SPHERE, (0.1,), margin=-1.0)
+
+
+def test_robots_and_bodies_in_contact_are_saved_and_loaded(tmp_path):
+    builder = sim.ModelBuilder("ball")
+    builder.add_body("ball", joint="free", mass=1.0, inertia=(0.01, 0.01, 0.01))
+    builder.add_shape("ball", SPHERE, (0.1,), friction=0.3, margin=0.002)
+    builder.add_shape(None, PLANE)
+    model = builder.build()
+    contact = sim.Contact(model.shapes, stiffness=3e3, damping=0.7, slip_speed=0.02)
+    robot = sim.Articulation(model, 0.02, 2, contact=contact)
+    twist = torch.tensor([[1.0, 0.0, -1.0, 0.0, 2.0, 0.0]], dtype=F64)
+    pose = poses((0, 0, 0.1))
+    state = {"q": pose[:, 0], "qd": twist}
+    bodies = sim.RigidBodies(contact, torch.ones(1, dtype=F64), 0.01 * torch.eye(3, dtype=F64)[None], 0.02)
+    for name, stage, inputs in (
+        ("robot", robot, {"state": state, "control": torch.zeros(1, 0, dtype=F64)}),
+        ("bodies", bodies, {"state": {"pose": pose, "velocity": twist[:, None]}}),
+    ):
+        gp.save(gp.Pipeline(body=stage), tmp_path / name)
+        again = gp.load(tmp_path / name).body
+        torch.testing.assert_close(again(**inputs), stage(**inputs))

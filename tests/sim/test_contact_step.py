@@ -54,6 +54,23 @@ def test_robots_come_to_rest_as_in_mujoco(name, start, stiffness, steps):
     assert state["qd"].abs().max() < 1e-2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hopper", "humanoid"])
+def test_robots_that_fall_come_to_rest_on_the_surface(name):
+    model = sim.load(str(ASSETS / f"{name}.xml"))
+    robot = sim.Articulation(model, 0.05, 25, contact=sim.Contact(model.shapes, 5e4, 1.0))
+    state = robot.home_state(1, torch.float64)
+    state["qd"] = state["qd"] + 0.1
+    with torch.no_grad():
+        for _ in range(120):
+            after = robot(state, torch.zeros(1, model.nu, dtype=torch.float64))
+            state = after["state"]
+    points = robot.contact.points(after["pose"])
+    depth = points.depth[points.weight > 0]
+    assert state["qd"].abs().max() < 0.3
+    assert (depth > -0.005).sum() >= 2 and depth.max() < 0.005
+
+
 def ant_end(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """A number for where an ant is after 20 steps of 5 substeps on the ground, shape (B,)."""
     q = inputs["q"]

@@ -10,6 +10,7 @@ import torch
 
 from gradpath import sim
 from gradpath.errors import InputError
+from gradpath.sim.contact_pairs import may_touch
 
 FOLDER = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
 F64 = torch.float64
@@ -155,3 +156,20 @@ def test_what_is_not_supported_is_named(mixed, change):
     with pytest.raises(InputError, match=REFUSED[change]) as caught:
         sim.load(mixed)
     assert str(mixed) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_shapes_may_touch_where_mujoco_lets_them(name):
+    path = str(FOLDER / f"{name}.xml")
+    twin, shapes = mujoco.MjModel.from_xml_path(path), sim.load(path).shapes
+    geoms = [g for g in range(twin.ngeom) if twin.geom_contype[g] or twin.geom_conaffinity[g]]
+    assert [twin.geom(g).name or f"geom{g}" for g in geoms] == list(shapes.names)
+    allowed = may_touch(shapes)
+    for i, first in enumerate(geoms):
+        for j, second in enumerate(geoms):
+            bits = twin.geom_contype[first] & twin.geom_conaffinity[second]
+            bits |= twin.geom_contype[second] & twin.geom_conaffinity[first]
+            a, b = (int(twin.body_weldid[twin.geom_bodyid[g]]) for g in (first, second))
+            above = [int(twin.body_weldid[twin.body_parentid[body]]) for body in (a, b)]
+            joined = 0 not in (a, b) and (above[0] == b or above[1] == a)
+            assert bool(allowed[i, j]) == bool(bits and a != b and not joined), (i, j)
