@@ -17,6 +17,7 @@ from gradpath.render import pinhole
 REFERENCE = 0.4  # depth that the depth sensor shows as 1 [m]
 LEAST_STD = 2e-3  # of a measured position [m]
 STRIDE = 0.15  # farthest that a plan aims ahead of the tool [m]
+BRAKING_RATE = 7.0  # at which joint rates are taken out where there is no plan [1/s]
 FALLING_SUBSTEPS = 50  # of a step in which the arm falls into the stops of its joints
 BELIEF = {"mean": "B 3", "covariance": "B 3 3"}
 SEEN = {"rgb": "B 3 H W", "image": "B 1 H W"}
@@ -191,11 +192,13 @@ class TorqueMPC(gp.Stage):
         tolerance: Where a plan counts as found, relative to its torques.
 
     Inputs: `state` of the `Arm`; `goal` (B, 6) [m]; `plan` (B, T, 7), the one before. Outputs: `control` (B, 7) [N m],
-    on top of gravity; `plan`, for the next call, without gradient; `converged` (B,). Gradients: of the optimum, in
-    state, goal and weights; "gauss_newton" leaves out the curvature of the dynamics.
+    on top of gravity; `plan`, for the next call, without gradient; `converged` (B,). Where no plan is found the arm
+    brakes, and the next call starts from none. Gradients: of the optimum, in state, goal and weights; "gauss_newton"
+    leaves out the curvature of the dynamics.
     """
 
     contract: gp.Contract
+    limits: Tensor
 
     def __init__(
         self,
@@ -215,6 +218,8 @@ class TorqueMPC(gp.Stage):
             tolerance=tolerance,
         )  # fmt: skip
         self.log_weights = nn.Parameter(torch.tensor([100.0, 0.1, 1e-3]).log(), requires_grad=learn)
+        self.arm = Arm(1.0, weightless=True)
+        self.register_buffer("limits", torch.tensor(TORQUES), persistent=False)
         inner = self.mpc.contract
         self.contract = gp.Contract(
             inputs={"state": Arm.STATE, "goal": "B 6", "plan": inner.inputs["plan"]},
@@ -226,7 +231,16 @@ class TorqueMPC(gp.Stage):
     def forward(self, state: Mapping[str, Tensor], goal: Tensor, plan: Tensor) -> dict[str, Tensor]:
         """Plan for each world."""
         weights = self.log_weights.exp().expand(len(goal), 3)
-        return self.mpc(state=state, plan=plan, goal=goal, weights=weights)
+        found: dict[str, Tensor] = self.mpc(state=state, plan=plan, goal=goal, weights=weights)
+        qd = state["qd"]
+        braking = sim.inverse_dynamics(self.arm.model, state["q"], qd, -BRAKING_RATE * qd)
+        braking = torch.minimum(torch.maximum(braking, -self.limits), self.limits)
+        sure = found["converged"][:, None]
+        return {
+            **found,
+            "control": torch.where(sure, found["control"], braking),
+            "plan": torch.where(sure[..., None], found["plan"], 0.0),
+        }
 
 
 def _running(state: Mapping[str, Tensor], control: Tensor, goal: Tensor, weights: Tensor) -> Tensor:
