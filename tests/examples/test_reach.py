@@ -208,6 +208,20 @@ class BrokenTask(reach.ReachTask):
         return reach.build_rollout(step, self.options.length)
 
 
+def test_where_no_plan_is_found_the_arm_brakes():
+    scenes, arm = draw_scenes(2, (5,)), reach_arm.Arm(0.05, 4)
+    state = arm.rest(scenes.q)
+    state["qd"] = torch.tensor([[0.5, -1.0, 0.8, 1.0, -0.5, 0.3, 1.0], [0.0] * 7])
+    planner = reach_stages.TorqueMPC(iterations=1, tolerance=1e-12)
+    goal = reach_arm.upright(scenes.target)
+    with pytest.warns(RuntimeWarning, match="did not converge"):
+        out = planner(state=state, goal=goal, plan=torch.ones(2, 6, 7))
+    assert not out["converged"].any() and not out["plan"].any()
+    assert (out["control"].abs() <= planner.limits).all() and not out["control"][1].any()
+    after = arm(state, out["control"])["state"]["qd"]
+    assert (after[0].abs() < 0.85 * state["qd"][0].abs()).all()  # 0.65, were torques not held
+
+
 def test_pixels_that_are_not_numbers_are_not_measured_and_training_names_them(tmp_path):
     track, hand = reach_stages.Track(), reach_arm.Arm(0.05).places(draw_scenes(2, (7,)).q)[0]
     belief = reach_stages.start_belief(2)
